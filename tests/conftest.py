@@ -1,0 +1,102 @@
+"""Tiny random models of every family, written by transformers as their real ones are."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vst import VSTEncoder
+
+FAMILIES = ("clip", "siglip", "dinov2", "dinov2_registers", "dinov3")
+
+
+def _model(family, width, depth, heads, grid):
+    import transformers as t
+
+    common = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
+    with_mlp = {**common, "intermediate_size": 2 * width}
+    if family == "clip":
+        return t.CLIPVisionModel(t.CLIPVisionConfig(**with_mlp, image_size=14 * grid, patch_size=14))
+    if family == "siglip":
+        return t.SiglipVisionModel(
+            t.SiglipVisionConfig(**with_mlp, image_size=16 * grid, patch_size=16, vision_use_head=False)
+        )
+    if family == "dinov2":
+        return t.Dinov2Model(t.Dinov2Config(**common, mlp_ratio=2, image_size=14 * grid, patch_size=14))
+    if family == "dinov2_registers":
+        config = t.Dinov2WithRegistersConfig(
+            **common, mlp_ratio=2, image_size=14 * grid, patch_size=14, num_register_tokens=2
+        )
+        return t.Dinov2WithRegistersModel(config)
+    assert family == "dinov3"
+    config = t.DINOv3ViTConfig(**with_mlp, image_size=16 * grid, patch_size=16, num_register_tokens=4)
+    return t.DINOv3ViTModel(config)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """``tiny(family, width=32, depth=4)`` gives the source string of a tiny model."""
+    made = {}
+
+    def make(family, width=32, depth=4, heads=2, grid=4, seed=0):
+        key = (family, width, depth, heads, grid, seed)
+        if key not in made:
+            torch.manual_seed(seed)
+            model = _model(family, width, depth, heads, grid)
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    if p.ndim > 1:
+                        p.normal_(0, 0.2)
+                    elif "norm" in name and name.endswith("weight"):
+                        p.normal_(1, 0.2)
+                    else:
+                        p.normal_(0, 0.2)
+            folder = tmp_path_factory.mktemp(family)
+            model.save_pretrained(folder)
+            made[key] = f"hf:{folder}"
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tree_of(tiny):
+    """``tree_of("dinov2", "clip", splits=[1, 3])``: a tree of tiny models at a 4 x 4 grid."""
+
+    def make(trunk="dinov2", *branches, splits=(1, 3), widths=(32, 48), depths=(4, 4), **options):
+        branches = branches or ("clip",)
+        source = tiny(trunk, widths[0], depths[0])
+        others = [tiny(b, widths[1], depths[1], seed=1 + i) for i, b in enumerate(branches)]
+        image_size = 4 * (16 if trunk in ("siglip", "dinov3") else 14)
+        return VSTEncoder.from_vfms(source, others, splits, image_size, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Forty small pictures with structure: coloured gradients and blocks."""
+    rng = np.random.default_rng(0)
+    out = []
+    for _ in range(40):
+        x = np.linspace(0, 1, 48)
+        image = np.einsum(
+            "i,j,c->ijc", np.cos(x * rng.uniform(1, 9)), np.sin(x * rng.uniform(1, 9)), rng.uniform(size=3)
+        )
+        at = rng.integers(0, 32, 2)
+        image[at[0] : at[0] + 16, at[1] : at[1] + 16] = rng.uniform(size=3)
+        out.append(Image.fromarray((255 * (image - image.min()) / np.ptp(image)).astype(np.uint8)))
+    return out
+
+
+@pytest.fixture
+def picture_folder(pictures, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(pictures):
+        image.save(folder / f"{i:03d}.png")
+    return folder

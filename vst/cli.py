@@ -1,0 +1,240 @@
+"""The command line: ``vst fit``, ``vst latency``, ``vst inspect``, ``vst demo``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vst.demo.job import DemoConfig, run_demo
+from vst.fitting import FitConfig, fit_stitches
+from vst.tree import VSTEncoder
+
+
+@dataclass(frozen=True)
+class TreeArgs:
+    """Which tree to build.
+
+    Attributes:
+        trunk: source of the model that sees the pixels: timm:NAME, hf:ID-or-folder, open_clip:ARCH/TAG or a ready name.
+        branches: sources of the other models.
+        splits: trunk depths to hold stitches for.
+        image_size: side of the pictures in pixels, a multiple of the trunk's patch; default: the trunk's own.
+        stitch: family, or {family: ..., option: ...}; default: the library's.
+        keep_trunk: whether the trunk's own tail is a branch.
+        feature_layer: hidden state that is read of every model (-2: last block but one, as LLaVA).
+        feature_norm: apply each model's final norm to it.
+        fusion: channel, additive, interleave or sequence.
+        normalise: layer or none, before fusion.
+        cut: crop, squash or pad: how a picture becomes square.
+        pretrained: false for random weights (timing, tests).
+        seed: of random weights.
+    """
+
+    trunk: str
+    branches: list[str]
+    splits: list[int]
+    image_size: int | None = None
+    stitch: str | dict[str, Any] | None = None
+    keep_trunk: bool = True
+    feature_layer: int = -2
+    feature_norm: bool = False
+    fusion: str = "channel"
+    normalise: str = "layer"
+    cut: str = "crop"
+    pretrained: bool = True
+    seed: int = 0
+
+    def build(self) -> VSTEncoder:
+        """The tree, with new stitches."""
+        return VSTEncoder.from_vfms(**vars(self))
+
+
+def fit(
+    tree: TreeArgs,
+    images: str,
+    out: str,
+    fit: FitConfig = FitConfig(),  # noqa: B008 (frozen)
+    heldout_images: str | None = None,
+    save_tree: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Fit the stitches of a tree on a folder of pictures, for all splits in one pass.
+
+    Examples:
+        vst fit --config configs/stitch/dinov2-clip-l.yaml --images pictures/
+        torchrun --nproc_per_node 8 train/stitch.py --config configs/stitch/dinov2-clip-l.yaml --images pictures/
+
+    Args:
+        tree: which tree.
+        images: folder of pictures, searched recursively; unreadable ones are skipped and counted.
+        out: run folder: config, environment, results.json, stitches/ and (with save_tree) tree/.
+        fit: how.
+        heldout_images: folder of pictures for the report; default: some of images.
+        save_tree: write the whole self-contained tree as well as the stitches alone.
+        resume: go on where a killed run stopped; the result is that of an uninterrupted one.
+        overwrite: start the run in out again.
+    """
+    model = tree.build()
+    result = fit_stitches(
+        model, images, fit, heldout_images=heldout_images, folder=out, resume=resume, overwrite=overwrite
+    )
+    if int(os.environ.get("RANK", "0")):
+        return
+    if save_tree:
+        model.save_pretrained(Path(out) / "tree", overwrite=True)
+    from vst.report import stitch_table
+
+    stitch_table(result.reports)
+    if result.skipped:
+        print(f"skipped {len(result.skipped)} pictures that could not be read; names and reasons: {out}/results.json")
+    print(f"{result.steps} steps in {result.seconds['total']:.0f} s; results in {out}")
+
+
+def inspect(path: str, dtype: str = "float16") -> None:
+    """Print what a saved tree is: models, grid, tokens, and cost and memory at each split; loads no weights.
+
+    Args:
+        path: folder or hub id of a saved tree.
+        dtype: that memory is told for: float32, float16 or bfloat16.
+    """
+    from vst.report import inspect_tree
+    from vst.saving import read_config
+
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}; expected float32, float16 or bfloat16.")
+    inspect_tree(read_config(path)[1], getattr(torch, dtype))
+
+
+def latency(
+    path: str | None = None,
+    tree: TreeArgs | None = None,
+    batch_size: int = 1,
+    repeats: int = 15,
+    device: str = "auto",
+    dtype: str = "float32",
+    out: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Measure a tree at every split beside each model alone and all models in full, interleaved.
+
+    Examples:
+        vst latency --path runs/demo/tree
+        vst latency --tree.trunk dinov2-l --tree.branches '[clip-l-336]' --tree.splits '[6,14,22]' \\
+            --tree.image_size 336 --tree.pretrained false
+
+    Args:
+        path: folder of a saved tree; or give tree.
+        tree: a tree to build.
+        batch_size: pictures a call.
+        repeats: counted rounds.
+        device: auto, cpu or cuda.
+        dtype: float32, bfloat16 or float16.
+        out: run folder for results.json; default: only print.
+        overwrite: replace the run in out.
+    """
+    from vst.latency import measure_tree
+    from vst.report import latency_table
+    from vst.runs import Run
+
+    if (path is None) == (tree is None):
+        raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    options = {"batch_size": batch_size, "repeats": repeats, "device": device, "dtype": dtype}
+    model = VSTEncoder.from_pretrained(path) if path is not None else tree.build()  # type: ignore[union-attr]
+    run = None
+    if out is not None:
+        run = Run(out, {"tree": model.config.to_dict(), **options}, overwrite=overwrite, device=device)
+    rows = measure_tree(model, batch_size=batch_size, repeats=repeats, device=device, dtype=getattr(torch, dtype))
+    latency_table(rows)
+    if run is not None:
+        run.finish(rows)
+
+
+def demo(
+    out: str = "runs/demo",
+    demo: DemoConfig = DemoConfig(),  # noqa: B008 (frozen)
+    overwrite: bool = False,
+) -> None:
+    """The whole job on real weights, offline: DINOv2-S trunk + CLIP-B/16 branch, fitted and measured at every split.
+
+    Args:
+        out: run folder; a second call finds what is there.
+        demo: what to run.
+        overwrite: start again; a run that is there is gone on with otherwise.
+    """
+    run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
+
+
+def command(function: Callable[..., Any], args: list[str] | None = None) -> None:
+    """Run one function as a script of its own, its parameters as options (``train/stitch.py`` and its like)."""
+    _run(lambda parser, formatter: _add(parser, function), lambda values: function(**values), args)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of ``vst``."""
+    functions = {f.__name__: f for f in (fit, inspect, latency, demo)}
+
+    def define(parser: Any, make: Callable[..., Any]) -> None:
+        choices = parser.add_subcommands(title="commands", metavar="COMMAND")
+        for name, function in functions.items():
+            choices.add_subcommand(name, _add(make(), function), help=_summary(function))
+
+    def call(values: dict[str, Any]) -> None:
+        name = values["subcommand"]
+        functions[name](**values[name])
+
+    _run(define, call, args)
+
+
+def _run(define: Callable[..., Any], call: Callable[[dict[str, Any]], None], args: list[str] | None) -> None:
+    """Parse and call; errors that users can mend end the process with one sentence."""
+    try:
+        from jsonargparse import ArgumentParser, set_parsing_settings
+    except ImportError:
+        sys.exit('The command line needs jsonargparse: pip install "vfm-stitch-tree[fit]".')
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+    def make(**options: Any) -> Any:
+        return ArgumentParser(formatter_class=_Help, **options)
+
+    parser = make(description=(__doc__ or "").split("\n")[0])
+    define(parser, make)
+    values = parser.instantiate_classes(parser.parse_args(args)).as_dict()
+    try:
+        call(_without_config(values))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        if os.environ.get("VST_DEBUG"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keep the line breaks of examples, and show defaults."""
+
+
+def _add(parser: Any, function: Callable[..., Any]) -> Any:
+    doc = (function.__doc__ or "").partition("Args:")[0]
+    parser.description = "\n".join(line.removeprefix("    ") for line in doc.splitlines()).strip()
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; options given win")
+    parser.add_function_arguments(function, as_group=False, as_positional=function is inspect)
+    return parser
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return (function.__doc__ or "").split("\n")[0]
+
+
+def _without_config(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_config(v) if isinstance(v, dict) else v for k, v in values.items() if k != "config"}
+
+
+if __name__ == "__main__":
+    main()

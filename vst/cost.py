@@ -1,0 +1,145 @@
+"""What a tree costs, on paper: multiply-accumulates, parameters, memory; and the same counted by torch.
+
+Only matrix products and convolutions are counted (as ``torch.utils.flop_counter`` does); one MAC is two FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vst.config import BranchConfig, VSTConfig
+from vst.tree import VSTEncoder
+from vst.vfm import VFM, VFMSpec
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one picture at one split.
+
+    Attributes:
+        trunk, stitches, tails: MACs of the trunk (stem included), of the stitches and of the branches' own blocks.
+        parameters: that this split needs (buffers included).
+    """
+
+    trunk: int
+    stitches: int
+    tails: int
+    parameters: int
+
+    @property
+    def macs(self) -> int:
+        """All MACs of one picture."""
+        return self.trunk + self.stitches + self.tails
+
+    @property
+    def flops(self) -> int:
+        """Two FLOPs a MAC."""
+        return 2 * self.macs
+
+
+def block_macs(spec: VFMSpec, patches: int) -> int:
+    """MACs of one block for one picture of ``patches`` patch tokens (prefix tokens are added here)."""
+    tokens, d = patches + spec.prefix, spec.width
+    return tokens * block_weights(spec) + 2 * tokens * tokens * d
+
+
+def block_weights(spec: VFMSpec) -> int:
+    """Entries of a block's matrices: its MACs a token without the attention products."""
+    return 4 * spec.width**2 + (3 if spec.mlp == "swiglu" else 2) * spec.width * spec.hidden
+
+
+def stem_macs(spec: VFMSpec, patches: int) -> int:
+    """MACs of the patch embedding."""
+    return patches * 3 * spec.patch**2 * spec.width
+
+
+def model_cost(spec: VFMSpec, grid: int, stop: int) -> Cost:
+    """One model alone, up to depth ``stop``."""
+    patches = grid**2
+    with torch.device("meta"):
+        model = VFM(spec, grid, stop=stop, norm=False)
+    return Cost(stem_macs(spec, patches) + stop * block_macs(spec, patches), 0, 0, _size(model))
+
+
+def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -> Cost:
+    """A tree at one split.
+
+    Raises:
+        ValueError: a split that the tree does not hold.
+    """
+    chosen, patches = config.resolve(split), config.grid**2
+    depth = max([b.reads(chosen[b.name]) for b in config.branches] + [config.trunk_stop if config.keep_trunk else 0])
+    trunk = stem_macs(config.trunk, patches) + depth * block_macs(config.trunk, patches)
+    tree = VSTEncoder.skeleton(config)
+    stitches = tails = 0
+    parameters = sum(_size(m) for n, m in tree.trunk.named_children() if n != "blocks")
+    parameters += sum(p.numel() for n, p in tree.trunk.named_parameters(recurse=False))
+    held = max([depth, *(s for s in chosen.values())])
+    parameters += sum(_size(b) for i, b in tree.trunk.blocks.items() if int(i) < held)
+    for b in config.branches:
+        split_b, branch = chosen[b.name], tree.branches[b.name]
+        stitch = branch.stitches[str(split_b)]
+        stitches += stitch.macs(patches)
+        tails += (b.stop - b.enter(split_b)) * block_macs(b.spec, patches)
+        parameters += _size(stitch) + sum(_size(m) for i, m in branch.tail.blocks.items() if int(i) >= b.enter(split_b))
+    return Cost(trunk, stitches, tails, parameters)
+
+
+def full_cost(config: VSTConfig) -> Cost:
+    """Every model of the tree's features in full: what today's multi-encoder towers pay."""
+    costs = [model_cost(config.trunk, config.grid, config.trunk_stop)] if config.keep_trunk else []
+    costs += [model_cost(b.spec, config.grid, b.stop) for b in config.branches]
+    return Cost(sum(c.trunk for c in costs), 0, 0, sum(c.parameters for c in costs))
+
+
+def block_figure(config: VSTConfig, split: int | Mapping[str, int] | None = None, *, stitch: bool = False) -> float:
+    """The paper's figure: what the branches add, in units of the trunk model alone, counting equal blocks.
+
+    Without ``stitch`` a branch adds its own blocks over the trunk's, ``(23 - n) / 23`` for two 24-block models read
+    at the last block but one; with it, the stitch's matrices count as a share of the branch's block.
+    """
+    chosen = config.resolve(split)
+    tree = VSTEncoder.skeleton(config)
+    return sum(_blocks(b, chosen[b.name], tree, stitch) for b in config.branches) / config.trunk_stop
+
+
+def _blocks(b: BranchConfig, split: int, tree: VSTEncoder, stitch: bool) -> float:
+    blocks = float(b.stop - b.enter(split))
+    if stitch:  # one token's MACs: a map's weights, or an adapted block's
+        layer = tree.branches[b.name].stitches[str(split)]
+        blocks += (layer.macs(2) - layer.macs(1)) / block_weights(b.spec)
+    return blocks
+
+
+def counted_flops(model: nn.Module, *inputs: Tensor, **options: object) -> int:
+    """FLOPs of one call as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*inputs, **options)
+    return counter.get_total_flops()
+
+
+def weights_bytes(config: VSTConfig, split: int | Mapping[str, int] | None, dtype: torch.dtype = torch.float32) -> int:
+    """Memory of the weights that a split needs."""
+    return tree_cost(config, split).parameters * dtype.itemsize
+
+
+def activation_bytes(config: VSTConfig, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
+    """Estimate of the largest working set of one block in inference: its input, its widest inner tensor, its output."""
+    patches = config.grid**2
+    sizes = []
+    for spec in (config.trunk, *(b.spec for b in config.branches)):
+        inner = max(4 * spec.width, spec.hidden * (3 if spec.mlp == "swiglu" else 2))
+        sizes.append((patches + spec.prefix) * (3 * spec.width + inner))
+    return batch * max(sizes) * dtype.itemsize
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters()) + sum(
+        b.numel() for n, b in module.named_buffers() if not n.endswith(("rope", "k_bias"))
+    )

@@ -1,0 +1,86 @@
+"""The demo's HTML page: one self-contained file with the curve, the table and feature maps."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vst.report import towers_rows
+from vst.runs import Run, atomic_path
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;color:#1c2430;background:#fafbfc;margin:0 auto;max-width:1040px;padding:2rem 1.2rem}
+h1{font-size:1.7rem;margin:0 0 .3rem} h2{font-size:1.15rem;margin:2.2rem 0 .6rem} p{max-width:46rem}
+table{border-collapse:collapse;font-size:.92rem} th,td{padding:.34rem .8rem;text-align:right;border-bottom:1px solid #e2e6ea}
+th:first-child,td:first-child{text-align:left} thead th{border-bottom:2px solid #c4ccd4;font-weight:600}
+tr.split td:first-child{color:#2457a6;font-weight:600} .plot{width:100%;max-width:760px}
+.maps{overflow-x:auto} .maps td{padding:.2rem;border:0;text-align:center} .maps th{padding:.2rem;font-weight:500;font-size:.8rem;border:0;text-align:center}
+.maps img{width:104px;height:104px;image-rendering:pixelated;border-radius:6px;display:block} .name{font-size:.74rem;color:#5a6675;max-width:104px}
+small,.note{color:#5a6675}
+"""
+
+
+def write_page(
+    run: Run,
+    results: Mapping[str, Any],
+    titles: Sequence[str],
+    photos: Sequence[Image.Image],
+    columns: Mapping[str, np.ndarray],
+) -> None:
+    """Write ``index.html`` into the run's folder.
+
+    Args:
+        run: holds ``curve.png``.
+        results: of the demo.
+        titles, photos: of the pictures whose maps are shown.
+        columns: by heading, RGB maps ``[pictures, side, side, 3]`` in 0..1.
+    """
+    heads, rows = towers_rows(results)
+    table = "".join(
+        f'<tr class="{row["kind"]}">' + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>"
+        for row, cells in zip(results["towers"], rows, strict=True)
+    )
+    maps = "".join(
+        f'<tr><td><img src="{_png(photo)}" alt=""><div class="name">{html.escape(title)}</div></td>'
+        + "".join(f'<td><img src="{_png(_image(m[i]))}" alt="{html.escape(head)}"></td>' for head, m in columns.items())
+        + "</tr>"
+        for i, (title, photo) in enumerate(zip(titles, photos, strict=True))
+    )
+    curve = base64.b64encode(run.path("curve.png").read_bytes()).decode()
+    page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Stitch tree: accuracy against latency</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
+<h1>One trunk instead of two encoders</h1>
+<p>DINOv2-S sees the picture; at the split depth a trained stitch hands its tokens to the later blocks of CLIP-B/16.
+The deeper the split, the less is paid for the second model.</p>
+<img class="plot" src="data:image/png;base64,{curve}" alt="accuracy against latency over the split depth">
+<h2>The towers</h2>
+<table><thead><tr>{"".join(f"<th>{html.escape(h)}</th>" for h in heads)}</tr></thead><tbody>{table}</tbody></table>
+<p class="note">{html.escape(results["caption"])}. Chance (majority class): {100 * results["majority"]:.1f} %.
+Latency is measured on this machine with all towers interleaved; ratios are medians of pairs.</p>
+<h2>What the branch sees</h2>
+<p>Three principal directions of the features as red, green and blue. CLIP's own map and the stitched ones share
+directions and scale: the same colour is the same feature. DINOv2's map has directions of its own.</p>
+<div class="maps"><table><thead><tr><th>picture</th>{"".join(f"<th>{html.escape(h)}</th>" for h in columns)}</tr></thead>
+<tbody>{maps}</tbody></table></div>
+<p class="note"><small>The pictures were held out. Maps are drawn at a 14 x 14 grid with stitches that were fitted at
+8 x 8: a stitch maps token by token. The DINOv2 weights were trained further for saliency by their publisher; numbers
+of this pair say nothing about larger models.</small></p>
+</body></html>"""
+    with atomic_path(run.path("index.html")) as path:
+        path.write_text(page, encoding="utf-8")
+
+
+def _image(values: np.ndarray) -> Image.Image:
+    return Image.fromarray((values * 255).round().astype(np.uint8))
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

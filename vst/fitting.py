@@ -1,0 +1,558 @@
+"""Fit a tree's stitches: a closed-form start, then one loop for all depths, on one process or many."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from vst.cache import TargetCache, digest
+from vst.heldout import TRUNK_PIXELS, StitchReport, evaluate_stitches, transforms
+from vst.matching import MATCHES, OBJECTIVES, Calibrations, Matcher, Teacher
+from vst.pictures import ImageSet, collate
+from vst.progress import progress, track
+from vst.runs import Run, write_json
+from vst.tree import VSTEncoder
+from vst.vfm import VFM
+
+STATE = "state"
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How stitches are fitted.
+
+    Attributes:
+        objective: ``ffm`` (match the target's features, the one that works), ``lfm`` (match at the seam) or ``ridge``
+            (the closed-form start alone).
+        match: units of the loss: ``channel``, ``raw`` or ``norm``; see :class:`vst.matching.Matcher`.
+        start: ``ridge`` (closed form) or ``random``.
+        calibration: pictures for the closed form and the statistics.
+        penalty: of the ridge regression, in standardised units.
+        epochs: passes over the pictures.
+        batch_size: pictures a step, over all processes together.
+        lr: peak learning rate of AdamW, with linear warm-up over ``warmup`` of the steps and a cosine to zero.
+        weight_decay, warmup: see ``lr``.
+        heldout: pictures kept out for the report, at most a fifth; drawn by ``seed``.
+        limit: use only the first so many pictures; None for all.
+        seed: of the held-out draw and of the order.
+        precision: ``auto`` (bf16 autocast on a GPU that has it, else fp32), ``fp32`` or ``bf16``.
+        checkpointing: recompute the tails' activations in the backward pass: less memory, about a third more time.
+        cache: folder for the targets' features, so that later epochs do not run the targets; None for no cache.
+        cache_limit_gb: refuse a larger cache.
+        workers: processes that read pictures.
+        save_every: steps between saved states.
+        deepspeed: path of a DeepSpeed config (ZeRO stages 0 to 2).
+    """
+
+    objective: str = "ffm"
+    match: str = "channel"
+    start: str = "ridge"
+    calibration: int = 256
+    penalty: float = 1e-3
+    epochs: int = 1
+    batch_size: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    heldout: int = 64
+    limit: int | None = None
+    seed: int = 0
+    precision: str = "auto"
+    checkpointing: bool = False
+    cache: str | None = None
+    cache_limit_gb: float = 50.0
+    workers: int = 0
+    save_every: int = 200
+    deepspeed: str | None = None
+
+    def __post_init__(self) -> None:
+        known = {
+            "objective": OBJECTIVES,
+            "match": MATCHES,
+            "start": ("ridge", "random"),
+            "precision": ("auto", "fp32", "bf16"),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}.")
+        for name in ("calibration", "epochs", "batch_size", "heldout", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if not self.lr > 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"lr {self.lr} must be positive and warmup {self.warmup} lie in 0..1.")
+        if self.objective == "ridge" and self.start != "ridge":
+            raise ValueError("objective 'ridge' is the closed-form start alone; it needs start='ridge'.")
+        if self.objective != "ffm" and self.match == "norm":
+            raise ValueError("match='norm' compares features after the final norm and goes with objective 'ffm' only.")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit did.
+
+    Attributes:
+        reports: one for every stitch, on held-out pictures.
+        explained: by ``branch@split``, the share of the seam's variance that the closed-form start explains.
+        history: rows of ``step``, ``lr`` and the mean loss by ``branch@split`` since the last row.
+        skipped: reason by name of every picture that could not be read.
+        steps, pictures: optimisation steps; readable pictures were drawn from so many.
+        seconds: by phase, of this process and this call.
+        cache_bytes: size of the target cache on disk when it is full; 0 without one.
+    """
+
+    reports: list[StitchReport]
+    explained: dict[str, float | None]
+    history: list[dict[str, float]]
+    skipped: dict[str, str]
+    steps: int
+    pictures: int
+    seconds: dict[str, float]
+    cache_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict."""
+        return asdict(self)
+
+
+def fit_stitches(
+    tree: VSTEncoder,
+    images: Any,
+    config: FitConfig | None = None,
+    *,
+    targets: Mapping[str, VFM] | None = None,
+    heldout_images: Any = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    show_progress: bool = True,
+    **changes: Any,
+) -> FitResult:
+    """Fit all stitches of a tree, in place; the frozen models do not change.
+
+    Runs as one process, or as many under ``torchrun`` / ``accelerate launch`` (each calls this alike; the global batch
+    and so the result stay the same).
+
+    Args:
+        tree: to fit.
+        images: a folder, a Hugging Face dataset, a list of paths or any iterable of PIL images. Files that cannot be
+            read are skipped and counted.
+        config: see :class:`FitConfig`.
+        targets: by branch, the whole models to match; default: loaded from the branches' sources.
+        heldout_images: pictures for the report; default: ``config.heldout`` of ``images``.
+        folder: run folder for config, state, results and stitches; None writes nothing.
+        resume: go on with the run in ``folder``; gives what the uninterrupted run would have given.
+        overwrite: start the run in ``folder`` again.
+        show_progress: bars (or lines where there is no terminal) with the time left.
+        changes: fields of the config to replace, such as ``epochs=2``.
+
+    Returns:
+        The result; ``folder`` then also holds ``results.json`` and ``stitches/``.
+
+    Raises:
+        FileExistsError: ``folder`` is in use and neither flag was given.
+        ValueError: bad options, no readable picture, targets that are not the branches' models.
+        RuntimeError: a loss that is not finite.
+    """
+    config = replace(config or FitConfig(), **changes)
+    return _Fit(tree, images, config, targets, heldout_images, show_progress).run(folder, resume, overwrite)
+
+
+class _Fit:
+    """One fit: data, frozen models, loop, state."""
+
+    def __init__(
+        self,
+        tree: VSTEncoder,
+        images: Any,
+        config: FitConfig,
+        targets: Mapping[str, VFM] | None,
+        heldout_images: Any,
+        show: bool,
+    ) -> None:
+        if not tree.branches:
+            raise ValueError("This tree has no branches, so there is nothing to fit.")
+        self.tree, self.config = tree, config
+        self.accelerator = _accelerator(config)
+        self.main = self.accelerator.is_main_process
+        self.show = show and self.main
+        self.device = self.accelerator.device
+        self.data = ImageSet(images, transforms(tree), limit=config.limit)
+        self.heldout_images = heldout_images
+        self.train, self.heldout = self._divide()
+        self.teacher = Teacher(tree, targets).to(self.device)
+        self.skipped: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.caches: dict[str, TargetCache] = {}
+
+    def _divide(self) -> tuple[list[int], list[int]]:
+        order = torch.randperm(len(self.data), generator=_generator(self.config.seed)).tolist()
+        if self.heldout_images is not None:
+            return order, []
+        held = min(self.config.heldout, len(order) // 5)
+        if not held:
+            raise ValueError(
+                f"{len(order)} pictures were given; a fit needs 5 to keep one out: pass more, or heldout_images."
+            )
+        return order[held:], order[:held]
+
+    def run(self, folder: str | Path | None, resume: bool, overwrite: bool) -> FitResult:
+        began = time.monotonic()
+        run = self._open(folder, resume, overwrite)
+        if run is not None and resume and run.path("results.json").exists():
+            return self._finished(run)
+        state = _latest_state(run) if resume else None
+        explained: dict[str, float | None] = {}
+        if self.config.objective == "ridge":
+            explained = self._calibrate(None)
+            history: list[dict[str, float]] = []
+            steps = 0
+        else:
+            matcher = Matcher(self.teacher, self.config.objective, self.config.match)
+            if state is None:
+                explained = self._calibrate(matcher)
+            steps, history, explained = self._loop(matcher, run, state, explained)
+        result = self._report(run, steps, history, explained, began)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _open(self, folder: str | Path | None, resume: bool, overwrite: bool) -> Run | None:
+        if folder is None:
+            if resume or overwrite:
+                raise ValueError("resume and overwrite need a folder: name the run's.")
+            return None
+        facts = {"fit": asdict(self.config), "tree": self.tree.config.to_dict(), "pictures": len(self.data)}
+        run = None
+        if self.main:
+            run = Run(folder, facts, resume=resume, overwrite=overwrite)
+            if overwrite:
+                shutil.rmtree(run.path(STATE), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        return run or Run(folder, facts, resume=True)
+
+    def _batch(self, pixels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: p.to(self.device, non_blocking=True) for name, p in pixels.items()}
+
+    @torch.no_grad()
+    def _calibrate(self, matcher: Matcher | None) -> dict[str, float | None]:
+        """Closed-form start; every process does the same, so nothing has to be exchanged."""
+        began = time.monotonic()
+        chosen = self.train[: self.config.calibration]
+        loader = DataLoader(Subset(self.data, chosen), batch_size=16, collate_fn=collate)
+        sums, seen = Calibrations(self.tree), 0
+        for pixels, kept, skipped in track(loader, "calibration", len(loader), self.show):
+            self.skipped.update({s.name: s.reason for s in skipped})
+            if kept:
+                seen += len(kept)
+                pixels = self._batch(pixels)
+                with self.accelerator.autocast():
+                    taps = self.teacher.taps(pixels[TRUNK_PIXELS])
+                    targets = {n: self.teacher.target(n, pixels[f"target_{n}"]) for n in self.tree.branches}
+                sums.update(taps, targets)
+        if not seen:
+            raise ValueError(f"None of {len(chosen)} pictures could be read ({_reasons(self.skipped)}).")
+        explained = sums.start(ridge=self.config.start == "ridge", penalty=self.config.penalty)
+        if matcher is not None:
+            sums.set_scales(matcher)
+        self.seconds["calibration"] = time.monotonic() - began
+        return {f"{name}@{split}": value for (name, split), value in explained.items()}
+
+    def _plan(self) -> list[list[int]]:
+        """Global batches of all epochs: what each step sees depends on the seed alone, not on how many processes."""
+        batches = []
+        for epoch in range(self.config.epochs):
+            order = torch.randperm(len(self.train), generator=_generator(self.config.seed, epoch + 1)).tolist()
+            size = self.config.batch_size
+            batches += [[self.train[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
+        return batches
+
+    def _loop(
+        self, matcher: Matcher, run: Run | None, state: Path | None, explained: dict[str, float | None]
+    ) -> tuple[int, list[dict[str, float]], dict[str, float | None]]:
+        config, accelerator = self.config, self.accelerator
+        parameters = [p for p in matcher.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        model, optimizer = accelerator.prepare(matcher.to(self.device), optimizer)
+        _check_engine(config, model)
+        if config.cache is not None:
+            self._open_caches(matcher)
+        for branch in self.tree.branches.values():
+            branch.tail.checkpointing = config.checkpointing
+        plan, first, history = self._plan(), 0, []
+        if state is not None:
+            accelerator.load_state(str(state))
+            saved = json.loads((state / "progress.json").read_text())
+            first, history, explained = saved["step"], saved["history"], saved["explained"]
+            self.skipped.update(saved["skipped"])
+        rank, world = accelerator.process_index, accelerator.num_processes
+        shares = [batch[rank::world] for batch in plan[first:]]
+        loader = DataLoader(self.data, batch_sampler=_Shares(shares), collate_fn=collate, num_workers=config.workers)
+        began, window = time.monotonic(), _Window(matcher.keys)
+        with progress(f"{config.objective} fit", len(plan), self.show) as bar:
+            bar.skip(first)
+            for step, (pixels, kept, skipped) in enumerate(loader, start=first):
+                self.skipped.update({s.name: s.reason for s in skipped})
+                rate = config.lr * _schedule(step, len(plan), config.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                rows = [shares[step - first][i] for i in kept]
+                losses = self._step(model, matcher, optimizer, self._batch(pixels), rows)
+                if losses is not None:
+                    window.add(losses)
+                last = step + 1 == len(plan)
+                if last or (step + 1) % 10 == 0:
+                    history.append({"step": step + 1, "lr": rate, **window.mean(accelerator, step + 1)})
+                bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
+                if run is not None and not last and (step + 1) % config.save_every == 0:
+                    self._save_state(run, step + 1, history, explained)
+        self.seconds["fit"] = time.monotonic() - began
+        for branch in self.tree.branches.values():
+            branch.tail.checkpointing = False
+        return len(plan), history, explained
+
+    def _step(self, model: Any, matcher: Matcher, optimizer: Any, pixels: Any, rows: list[int]) -> torch.Tensor | None:
+        """One optimisation step on this process' share; None where no process had a readable picture."""
+        accelerator = self.accelerator
+        world, share = accelerator.num_processes, 1.0
+        if world > 1:  # shares may differ (skipped pictures, a short last batch): weigh them by their pictures
+            counts = accelerator.gather(torch.tensor([len(rows)], device=self.device)).tolist()
+            if not sum(counts):
+                return None
+            share = len(rows) * world / sum(counts)
+        elif not rows:
+            return None
+        if rows:
+            with accelerator.autocast():
+                taps = self.teacher.taps(pixels[TRUNK_PIXELS])
+                targets = {n: self._targets(matcher, n, pixels[f"target_{n}"], rows) for n in self.tree.branches}
+        else:
+            taps, targets = self._blank(matcher)
+        losses = model(taps, targets)
+        accelerator.backward(losses.sum() * share)
+        optimizer.step()
+        optimizer.zero_grad()
+        return losses.detach() if rows else None
+
+    @torch.no_grad()
+    def _blank(self, matcher: Matcher) -> tuple[Any, Any]:
+        """Stand-ins for a process without a readable picture: it takes part in the exchange of gradients, times 0."""
+        size = self.data.transforms
+        pixels = {n: torch.zeros(1, 3, t.size, t.size, device=self.device) for n, t in size.items()}
+        taps = self.teacher.taps(pixels[TRUNK_PIXELS])
+        names = self.tree.branches
+        return taps, {n: matcher.wanted(n, self.teacher.target(n, pixels[f"target_{n}"])) for n in names}
+
+    def _targets(self, matcher: Matcher, name: str, pixels: torch.Tensor, rows: Sequence[int]) -> Any:
+        cache = self.caches.get(name)
+        if cache is None:
+            return matcher.wanted(name, self.teacher.target(name, pixels))
+        if not cache.has(rows):
+            cache.write(rows, matcher.wanted(name, self.teacher.target(name, pixels)))
+        return cache.read(rows, self.device)  # read back even when just written: every epoch sees the same rounding
+
+    def _open_caches(self, matcher: Matcher) -> None:
+        config, grid = self.config, self.tree.config.grid
+        fingerprint = self.data.fingerprint()
+        for name, branch in self.tree.branches.items():
+            b = branch.config
+            if matcher.objective == "ffm":
+                shapes = {b.stop: (grid**2, b.spec.width)}
+            else:
+                shapes = dict.fromkeys(b.enters, (b.spec.prefix + grid**2, b.spec.width))
+            head = self.teacher.heads[name]
+            key = digest(
+                {
+                    "pictures": fingerprint,
+                    "transform": repr(self.data.transforms[f"target_{name}"]),
+                    "spec": b.spec.to_dict(),
+                    "shapes": shapes,
+                    "precision": str(self.accelerator.mixed_precision),
+                },
+                {f"head.{k}": v for k, v in head.state_dict().items()}
+                | {f"tail.{k}": v for k, v in branch.tail.state_dict().items()},
+            )
+            if self.main:
+                self.caches[name] = TargetCache(config.cache or "", key, len(self.data), shapes, config.cache_limit_gb)
+            self.accelerator.wait_for_everyone()
+            if not self.main:
+                self.caches[name] = TargetCache(config.cache or "", key, len(self.data), shapes, config.cache_limit_gb)
+
+    def _save_state(
+        self, run: Run, step: int, history: list[dict[str, float]], explained: dict[str, float | None]
+    ) -> None:
+        """Save to a temporary folder, rename, then drop the state before."""
+        states, name = run.path(STATE), f"step-{step:08d}"
+        temporary = states / f".{name}"
+        skipped = _gathered(self.accelerator, self.skipped)
+        if self.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            facts = {"step": step, "history": history, "explained": explained, "skipped": skipped}
+            write_json(temporary / "progress.json", facts)
+            shutil.rmtree(states / name, ignore_errors=True)
+            temporary.rename(states / name)
+            for old in states.iterdir():
+                if old.name != name:
+                    shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _report(
+        self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None], began: float
+    ) -> FitResult:
+        skipped = _gathered(self.accelerator, self.skipped)
+        reports: list[StitchReport] = []
+        if self.main:
+            at = time.monotonic()
+            images, indices = (self.data, self.heldout) if self.heldout_images is None else (self.heldout_images, None)
+            reports = evaluate_stitches(
+                self.tree, images, targets=self.teacher, indices=indices, show_progress=self.show
+            )
+            self.seconds["report"] = time.monotonic() - at
+        self.seconds["total"] = time.monotonic() - began
+        result = FitResult(
+            reports=reports,
+            explained=explained,
+            history=history,
+            skipped=skipped,
+            steps=steps,
+            pictures=len(self.train),
+            seconds=dict(self.seconds),
+            cache_bytes=sum(c.size for c in self.caches.values()),
+        )
+        if run is not None and self.main:
+            self.tree.save_stitches(run.path("stitches"), overwrite=True)
+            run.finish(result.to_dict())
+            shutil.rmtree(run.path(STATE), ignore_errors=True)
+        return result
+
+    def _finished(self, run: Run) -> FitResult:
+        """A run that had finished: its stitches and results, read back."""
+        from safetensors.torch import load_file
+
+        from vst.runs import read_json
+        from vst.saving import STITCHES
+        from vst.similarity import Agreement
+
+        self.tree.load_state_dict(load_file(run.path("stitches") / STITCHES), strict=False)
+        values = read_json(run.path("results.json"))["results"]
+        reports = [
+            StitchReport(**{**r, "seam": Agreement(**r["seam"]), "final": Agreement(**r["final"])})
+            for r in values.pop("reports")
+        ]
+        return FitResult(reports=reports, **values)
+
+
+class _Shares:
+    """A batch sampler of ready lists."""
+
+    def __init__(self, shares: list[list[int]]) -> None:
+        self.shares = shares
+
+    def __iter__(self) -> Any:
+        return iter(self.shares)
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+
+class _Window:
+    """Mean losses since the last row of the history."""
+
+    def __init__(self, keys: list[tuple[str, int]]) -> None:
+        self.keys, self.sum, self.count = keys, torch.zeros(len(keys)), 0
+
+    def add(self, losses: torch.Tensor) -> None:
+        self.sum, self.count = self.sum.to(losses.device) + losses, self.count + 1
+
+    def mean(self, accelerator: Any, step: int) -> dict[str, float]:
+        both = torch.cat(
+            [self.sum.to(accelerator.device), torch.tensor([float(self.count)], device=accelerator.device)]
+        )
+        *total, count = accelerator.reduce(both, reduction="sum").tolist()
+        means = {f"{n}@{s}": value / max(count, 1) for (n, s), value in zip(self.keys, total, strict=True)}
+        bad = [key for key, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise RuntimeError(
+                f"The loss of {', '.join(bad)} is not finite near step {step}: lower lr, or use precision fp32; the "
+                "last saved state is kept."
+            )
+        self.sum, self.count = torch.zeros(len(self.keys)), 0
+        return {"mean": sum(means.values()) / len(means), **means}
+
+
+def _accelerator(config: FitConfig) -> Any:
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DeepSpeedPlugin
+    except ImportError as error:
+        raise ImportError('Fitting needs accelerate: pip install "vfm-stitch-tree[fit]".') from error
+    gpu = torch.cuda.is_available()
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and gpu and torch.cuda.is_bf16_supported())
+    plugin = None
+    if config.deepspeed is not None:
+        facts = json.loads(Path(config.deepspeed).read_text())
+        stage = facts.get("zero_optimization", {}).get("stage", 0)
+        if stage > 2:
+            raise ValueError(
+                f"{config.deepspeed} asks for ZeRO stage {stage}; stitches are a few MB, use stage 0, 1 or 2."
+            )
+        facts.setdefault("gradient_accumulation_steps", 1)
+        if facts["gradient_accumulation_steps"] != 1:
+            raise ValueError(f"{config.deepspeed} accumulates gradients; set gradient_accumulation_steps to 1.")
+        facts["train_micro_batch_size_per_gpu"] = 1  # a formality: batches are drawn here, by config.batch_size
+        facts.pop("train_batch_size", None)
+        plugin = DeepSpeedPlugin(hf_ds_config=facts)
+    return Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no", deepspeed_plugin=plugin)
+
+
+def _check_engine(config: FitConfig, model: Any) -> None:
+    if config.deepspeed is not None and type(model).__name__ != "DeepSpeedEngine":
+        raise RuntimeError(
+            f"A DeepSpeed config was given, but the model was wrapped as {type(model).__name__}: start the script with "
+            "torchrun or accelerate launch and without ACCELERATE_USE_CPU."
+        )
+
+
+def _gathered(accelerator: Any, skipped: dict[str, str]) -> dict[str, str]:
+    from accelerate.utils import gather_object
+
+    merged: dict[str, str] = {}
+    for part in gather_object([skipped]):
+        merged.update(part)
+    return dict(sorted(merged.items()))
+
+
+def _latest_state(run: Run | None) -> Path | None:
+    if run is None or not run.path(STATE).is_dir():
+        return None
+    states = sorted(p for p in run.path(STATE).glob("step-*") if (p / "progress.json").exists())
+    return states[-1] if states else None
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over a share of the steps, then a cosine to zero."""
+    ramp = max(1, round(warmup * steps))
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(sum(n * 1_000_003**i for i, n in enumerate(numbers)))
+
+
+def _reasons(skipped: Mapping[str, str]) -> str:
+    shown = [f"{name}: {reason}" for name, reason in list(skipped.items())[:3]]
+    return "; ".join(shown) + ("; ..." if len(skipped) > 3 else "")

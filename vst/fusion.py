@@ -1,0 +1,65 @@
+"""How the branches' tokens become one sequence.
+
+channel      [B, N, sum of widths]   features side by side (Prismatic, Eagle): same token count
+additive     [B, N, D]               weighted sum, equal widths
+interleave   [B, k * N, D]           a1 b1 a2 b2 ... (mixture of features): k times the tokens, equal widths
+sequence     [B, k * N, D]           all of a, then all of b: k times the tokens, equal widths
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FUSIONS: dict[str, Callable[[list[Tensor], Sequence[float]], Tensor]] = {
+    "channel": lambda parts, weights: torch.cat(parts, dim=-1),
+    "additive": lambda parts, weights: torch.stack([w * p for w, p in zip(weights, parts, strict=True)]).sum(0),
+    "interleave": lambda parts, weights: torch.stack(parts, dim=2).flatten(1, 2),
+    "sequence": lambda parts, weights: torch.cat(parts, dim=1),
+}
+NORMALISE = ("layer", "none")
+MULTIPLIES_TOKENS = ("interleave", "sequence")
+
+
+class Fusion:
+    """Fuse features of named branches.
+
+    Args:
+        name: one of ``FUSIONS``.
+        widths: width of each branch, in order.
+        normalise: ``layer`` gives every token of every branch zero mean and unit variance (branch scales differ by
+            tens of standard deviations); ``none`` leaves them.
+        weights: of ``additive``, one a branch; the default is equal shares.
+
+    Raises:
+        ValueError: widths that the fusion cannot join, or weights that do not belong.
+    """
+
+    def __init__(
+        self, name: str, widths: Mapping[str, int], *, normalise: str = "layer", weights: Sequence[float] | None = None
+    ) -> None:
+        if name != "channel" and len(set(widths.values())) > 1:
+            raise ValueError(
+                f"Fusion {name!r} needs branches of equal width, these have {dict(widths)}: use fusion='channel'."
+            )
+        if weights is not None and (name != "additive" or len(weights) != len(widths)):
+            raise ValueError(
+                f"fusion_weights {list(weights)} were given for fusion {name!r} of {len(widths)} branches; they belong "
+                "to 'additive', one a branch."
+            )
+        self.name, self.normalise = name, normalise
+        self.branches = len(widths)
+        self.weights = list(weights) if weights is not None else [1 / len(widths)] * len(widths)
+        self.width = sum(widths.values()) if name == "channel" else next(iter(widths.values()))
+
+    def tokens(self, patches: int) -> int:
+        """Tokens out for ``patches`` tokens a branch."""
+        return patches * (self.branches if self.name in MULTIPLIES_TOKENS else 1)
+
+    def __call__(self, parts: Sequence[Tensor]) -> Tensor:
+        """Fuse one ``[B, N, D_i]`` a branch, in order."""
+        ready = [F.layer_norm(p, p.shape[-1:]) for p in parts] if self.normalise == "layer" else list(parts)
+        return FUSIONS[self.name](ready, self.weights)

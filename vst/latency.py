@@ -1,0 +1,148 @@
+"""Measured latency: interleaved repeats, so that a drifting machine hits all candidates alike.
+
+Absolute times belong to the machine they were taken on; ratios, pair by pair against a reference, carry further.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from vst.baseline import FullEncoders
+from vst.cost import full_cost, model_cost, tree_cost
+from vst.progress import progress
+from vst.tree import VSTEncoder
+
+ALL = "all in full"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of one candidate.
+
+    Attributes:
+        median_ms, low_ms, high_ms: median and quartiles of a call, in milliseconds.
+        ratio, ratio_low, ratio_high: median and quartiles of time over the reference's time in the same round.
+        repeats: rounds.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    repeats: int
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain dict."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    reference: str,
+    repeats: int = 15,
+    warmup: int = 2,
+    device: torch.device | str = "cpu",
+    show_progress: bool = False,
+) -> dict[str, Latency]:
+    """Time every candidate once a round, in an order that rotates from round to round.
+
+    Args:
+        candidates: calls by name.
+        reference: the candidate that ratios are taken against.
+        repeats, warmup: counted and uncounted rounds.
+        device: synchronised before the clock is read.
+
+    Raises:
+        ValueError: the reference is not a candidate, or there is nothing to repeat.
+    """
+    if reference not in candidates or repeats < 1:
+        raise ValueError(f"reference {reference!r} must be one of {list(candidates)} and repeats {repeats} at least 1.")
+    names, times = list(candidates), {name: [] for name in candidates}  # type: dict[str, list[float]]
+    with progress("latency", (repeats + warmup) * len(names), show_progress) as bar:
+        for round_ in range(-warmup, repeats):
+            shift = round_ % len(names)
+            for name in names[shift:] + names[:shift]:
+                _synchronise(device)
+                began = time.perf_counter()
+                candidates[name]()
+                _synchronise(device)
+                if round_ >= 0:
+                    times[name].append((time.perf_counter() - began) * 1e3)
+                bar.step(name)
+    out = {}
+    for name in names:
+        ratios = [t / r for t, r in zip(times[name], times[reference], strict=True)]
+        (low, mid, high), (rlow, rmid, rhigh) = _quartiles(times[name]), _quartiles(ratios)
+        out[name] = Latency(mid, low, high, rmid, rlow, rhigh, repeats)
+    return out
+
+
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, statistics.median(values), high
+
+
+def _synchronise(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_tree(
+    tree: VSTEncoder,
+    *,
+    batch_size: int = 1,
+    repeats: int = 15,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    show_progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Time a tree at every split, each of its models alone, and all of them in full, one after another.
+
+    The full models carry random weights: time does not depend on them.
+
+    Returns:
+        Rows of ``name``, ``kind`` (split, single, full), ``split``, ``gflops`` a picture, ``flops_ratio`` and the
+        fields of :class:`Latency`; both ratios are against all models in full. Latencies are of one call.
+    """
+    config = tree.config
+    full = FullEncoders.load(config, pretrained=False).to(device, dtype)
+    tree = tree.to(device, dtype)
+    pixels = torch.randn(batch_size, 3, config.image_size, config.image_size, device=device, dtype=dtype)
+    each = {
+        n: torch.randn(batch_size, 3, m.image_size, m.image_size, device=device, dtype=dtype)
+        for n, m in full.models.items()
+    }
+    singles = {n: FullEncoders(config, {n: full.models[n]}) for n in full.models}  # type: ignore[dict-item]
+    calls: dict[str, Callable[[], Any]] = {ALL: lambda: full(each)}
+    for n, single in singles.items():
+        calls[f"{n} alone"] = lambda single=single: single(each)  # type: ignore[misc]
+    for s in tree.splits:
+        calls[f"VST-{s}"] = lambda s=s: tree(pixels, split=s)  # type: ignore[misc]
+    times = measure(calls, reference=ALL, repeats=repeats, device=device, show_progress=show_progress)
+    whole = full_cost(config).flops
+    flops = {ALL: whole} | {f"VST-{s}": tree_cost(config, s).flops for s in tree.splits}
+    for n, m in full.models.items():
+        flops[f"{n} alone"] = model_cost(m.spec, config.grid, m.stop).flops  # type: ignore[union-attr,arg-type]
+    return [
+        {
+            "name": name,
+            "kind": "full" if name == ALL else "split" if name.startswith("VST-") else "single",
+            "split": int(name[4:]) if name.startswith("VST-") else None,
+            "gflops": flops[name] / 1e9,
+            "flops_ratio": flops[name] / whole,
+            **times[name].to_dict(),
+        }
+        for name in calls
+    ]

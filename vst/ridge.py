@@ -1,0 +1,107 @@
+"""Ridge regression from streamed sums: memory does not grow with the number of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_KEPT_ROWS = 4096  # a sample of inputs, for ranges that sums cannot tell
+_MIN_STD = 1e-4  # of the mean standard deviation: a dead channel must not be blown up
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """An affine map between standardised spaces: ``y = (weight @ ((x - x_mean) / x_std)) * y_std + y_mean``.
+
+    Attributes:
+        weight: ``[Dy, Dx]`` fp32. x_mean, x_std: ``[Dx]``. y_mean, y_std: ``[Dy]``.
+        sample: ``[rows, Dx]`` standardised inputs, a few thousand of those seen.
+        explained: share of the (standardised) variance of y that the map explains on the data it was fitted to.
+    """
+
+    weight: Tensor
+    x_mean: Tensor
+    x_std: Tensor
+    y_mean: Tensor
+    y_std: Tensor
+    sample: Tensor
+    explained: float
+
+
+class RidgeSums:
+    """Sums for the regression of ``y [rows, Dy]`` on ``x [rows, Dx]``; rows come in any number of updates.
+
+    Products are taken in fp32 about a provisional mean (the first rows') and summed in fp64.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._sums: dict[str, Tensor] = {}
+        self._shift: tuple[Tensor, Tensor] | None = None
+        self._sample: list[Tensor] = []
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add rows.
+
+        Raises:
+            ValueError: x and y do not pair up, or hold values that are not finite.
+        """
+        if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+            raise ValueError(f"Rows must pair up: got x {list(x.shape)} and y {list(y.shape)}; expected [rows, width].")
+        x, y = x.float(), y.float()
+        if self._shift is None:
+            self._shift = (x.mean(0), y.mean(0))
+        x, y = x - self._shift[0], y - self._shift[1]
+        parts = {"x": x.sum(0), "y": y.sum(0), "xx": x.T @ x, "xy": x.T @ y, "yy": (y * y).sum(0)}
+        if not all(bool(torch.isfinite(p).all()) for p in parts.values()):
+            raise ValueError("Features that are not finite were given to the ridge start; look for broken weights.")
+        for name, part in parts.items():
+            part = part.double()
+            self._sums[name] = self._sums[name] + part if name in self._sums else part
+        kept = sum(len(s) for s in self._sample)
+        if kept < _KEPT_ROWS:
+            self._sample.append(x[: min(256, _KEPT_ROWS - kept)].clone())
+        self.rows += len(x)
+
+    def y_std(self) -> Tensor:
+        """Standard deviation of y by channel ``[Dy]``, fp32."""
+        return _std(self._sums["yy"] / self.rows - (self._sums["y"] / self.rows) ** 2).float()
+
+    def solve(self, penalty: float) -> RidgeFit:
+        """Minimise ``mean |W x - y|^2 + penalty * |W|^2`` over standardised x and y.
+
+        Raises:
+            ValueError: fewer than two rows were seen, or the penalty is not positive.
+        """
+        if self.rows < 2 or self._shift is None:
+            raise ValueError(f"A ridge fit needs at least 2 rows, {self.rows} were given: pass more pictures.")
+        if penalty <= 0:
+            raise ValueError(f"The ridge penalty is {penalty}; expected a positive number, such as 1e-3.")
+        n, s = self.rows, self._sums
+        x_mean, y_mean = s["x"] / n, s["y"] / n
+        xx = s["xx"] / n - torch.outer(x_mean, x_mean)
+        xy = s["xy"] / n - torch.outer(x_mean, y_mean)
+        x_std, y_std = _std(xx.diagonal()), _std(s["yy"] / n - y_mean**2)
+        gram = xx / torch.outer(x_std, x_std)
+        cross = xy / torch.outer(x_std, y_std)
+        gram.diagonal().add_(penalty)
+        weight = torch.linalg.solve(gram, cross).T
+        gram.diagonal().sub_(penalty)
+        residual = 1 - 2 * (weight * cross.T).sum(1) + ((weight @ gram) * weight).sum(1)
+        sample = torch.cat(self._sample).double()
+        return RidgeFit(
+            weight=weight.float(),
+            x_mean=(x_mean + self._shift[0]).float(),
+            x_std=x_std.float(),
+            y_mean=(y_mean + self._shift[1]).float(),
+            y_std=y_std.float(),
+            sample=((sample - x_mean) / x_std).float(),
+            explained=float(1 - residual.mean()),
+        )
+
+
+def _std(variance: Tensor) -> Tensor:
+    std = variance.clamp_min(0).sqrt()
+    return std.clamp_min(max(float(std.mean()) * _MIN_STD, 1e-12))

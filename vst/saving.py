@@ -1,0 +1,168 @@
+"""Trees on disk: ``config.json``, one safetensors file and a model card; or the stitches alone.
+
+Written to temporary files and renamed, never over an existing tree unless asked; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vst.card import model_card
+from vst.config import VSTConfig
+from vst.runs import atomic_path, read_json, write_json
+from vst.vfm import check_tensors
+
+if TYPE_CHECKING:
+    from vst.tree import VSTEncoder
+
+CONFIG, WEIGHTS, STITCHES, CARD = "config.json", "model.safetensors", "stitches.safetensors", "README.md"
+
+
+def save_tree(tree: VSTEncoder, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write config, weights of the blocks that are held and a model card.
+
+    Raises:
+        FileExistsError: the folder holds a tree already and ``overwrite`` is False.
+    """
+    return _save(tree, folder, WEIGHTS, dict(tree.state_dict()), overwrite)
+
+
+def save_stitches(tree: VSTEncoder, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write config, stitches and a model card; loading takes the frozen models from their sources.
+
+    Raises:
+        FileExistsError: the folder holds a tree already and ``overwrite`` is False.
+    """
+    return _save(tree, folder, STITCHES, {k: v for k, v in tree.state_dict().items() if _is_stitch(k)}, overwrite)
+
+
+def _save(tree: VSTEncoder, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
+    folder = Path(folder)
+    if not overwrite and (present := [n for n in (CONFIG, WEIGHTS, STITCHES) if (folder / n).exists()]):
+        raise FileExistsError(
+            f"{folder} already holds {', '.join(present)}: choose another folder or pass overwrite=True (--overwrite)."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / file) as path:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+    for other in {WEIGHTS, STITCHES} - {file}:
+        (folder / other).unlink(missing_ok=True)
+    write_json(folder / CONFIG, tree.config.to_dict())
+    with atomic_path(folder / CARD) as path:
+        path.write_text(model_card(tree.config, stitches_only=file == STITCHES), encoding="utf-8")
+    return folder
+
+
+def push_tree(tree: VSTEncoder, repo_id: str, **options: Any) -> str:
+    """Upload a saved tree to a hub repository; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_tree(tree, Path(temporary) / "tree")
+        url = api.create_repo(repo_id, exist_ok=True, private=options.pop("private", None))
+        api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)
+    return str(url)
+
+
+def read_config(source: str | Path, revision: str | None = None) -> tuple[Path, VSTConfig]:
+    """Folder and config of a saved tree; a hub id's files are fetched first.
+
+    Raises:
+        FileNotFoundError: neither a folder with a config nor a hub id that can be reached.
+        ValueError: the config is damaged or not a tree's.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _from_hub(str(source), revision)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained.")
+    try:
+        values = read_json(folder / CONFIG)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / CONFIG} is not JSON ({error}): the file is damaged.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / CONFIG} holds a {type(values).__name__}; expected a tree's config.")
+    return folder, VSTConfig.from_dict(values)
+
+
+def _from_hub(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = [CONFIG, WEIGHTS, STITCHES, CARD]
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"{repo_id!r} is neither a folder here nor a hub repository that can be reached "
+            f"({type(error).__name__}): check the path, or the network."
+        ) from error
+
+
+def load_tree(
+    cls: type[VSTEncoder],
+    source: str | Path,
+    *,
+    splits: Iterable[int] | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> VSTEncoder:
+    """Load what :func:`save_tree` or :func:`save_stitches` wrote; see ``VSTEncoder.from_pretrained``."""
+    folder, config = read_config(source, revision)
+    whole = config
+    if splits is not None:
+        config = config.pruned(splits)
+    if (folder / WEIGHTS).is_file():
+        tree = cls.skeleton(config)
+        wanted = {k: v.shape for k, v in tree.state_dict().items()}
+        possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items()} if splits is not None else wanted
+        tree.load_state_dict(_read(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
+        tree.trunk.materialise()
+        for branch in tree.branches.values():
+            branch.tail.materialise()
+    elif (folder / STITCHES).is_file():
+        tree = cls.from_config(config)
+        wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
+        possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items() if _is_stitch(k)}
+        tree.load_state_dict(_read(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
+        tree = tree if dtype is None else tree.to(dtype)
+    else:
+        raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
+    return tree.freeze()
+
+
+def _read(
+    path: Path, wanted: dict[str, torch.Size], possible: dict[str, torch.Size], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Tensors of a file that must hold all that is wanted and nothing beyond what is possible."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            given = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            check_tensors(
+                str(path),
+                wanted,
+                {k: s for k, s in given.items() if k in wanted or k not in possible},
+                "The folder is damaged or its config belongs to another tree: save or fetch it again.",
+            )
+            out = {k: file.get_tensor(k) for k in wanted}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}): the file is damaged, fetch it again."
+        ) from error
+    if dtype is not None:
+        out = {k: v.to(dtype) if v.is_floating_point() else v for k, v in out.items()}
+    return out
+
+
+def _is_stitch(key: str) -> bool:
+    return key.startswith("branches.") and ".stitches." in key

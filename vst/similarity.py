@@ -1,0 +1,114 @@
+"""How close stitched features are to a target's own: errors, cosine, distance between distributions.
+
+All are streamed over batches of tokens; sums are kept in fp64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of y' with y over tokens.
+
+    Attributes:
+        error: relative error, ``sum |y' - y|^2 / sum |y - mean(y)|^2``: 0 is equality, 1 the mean's own error.
+        channel_error: the same ratio for every channel, averaged over channels, so that outlier channels count as one.
+        cosine: mean cosine between tokens.
+        tokens: how many were compared.
+    """
+
+    error: float
+    channel_error: float
+    cosine: float
+    tokens: int
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain dict."""
+        return asdict(self)
+
+
+class AgreementSums:
+    """Streams :class:`Agreement` over pairs of ``[..., D]`` tensors."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._cosine = 0.0
+        self._sums: dict[str, Tensor] = {}
+
+    def update(self, given: Tensor, wanted: Tensor) -> None:
+        """Add tokens: ``given`` y' and ``wanted`` y of the same shape ``[..., D]``."""
+        if given.shape != wanted.shape:
+            raise ValueError(f"Tokens must pair up: given {list(given.shape)}, wanted {list(wanted.shape)}.")
+        y1, y = given.flatten(0, -2).double(), wanted.flatten(0, -2).double()
+        self._cosine += float(F.cosine_similarity(y1, y, dim=-1).sum())
+        for name, part in (("off", ((y1 - y) ** 2).sum(0)), ("y", y.sum(0)), ("yy", (y * y).sum(0))):
+            self._sums[name] = self._sums[name] + part if name in self._sums else part
+        self.tokens += len(y)
+
+    def result(self) -> Agreement:
+        """The agreement so far.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not self.tokens:
+            raise ValueError("No tokens were compared: give at least one readable picture.")
+        s, n = self._sums, self.tokens
+        spread = (s["yy"] - s["y"] ** 2 / n).clamp_min(0)
+        floor = spread.mean() * 1e-8 + 1e-30  # a channel that never moves has no error of its own scale
+        alive = spread > floor
+        per_channel = (s["off"][alive] / spread[alive]).mean() if bool(alive.any()) else torch.tensor(float("nan"))
+        return Agreement(
+            error=float(s["off"].sum() / spread.sum().clamp_min(1e-30)),
+            channel_error=float(per_channel),
+            cosine=self._cosine / n,
+            tokens=n,
+        )
+
+
+class FrechetSums:
+    """Streams the Frechet distance between two sets of tokens, relative to the second set's spread.
+
+    ``(|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))) / tr(C2)``, the distance of Gaussians with the sets' means and
+    covariances (Dowson and Landau 1982; as in FID): 0 for equal distributions, 1 for a constant at the second's mean.
+    """
+
+    def __init__(self) -> None:
+        self._sets: list[dict[str, Tensor]] = [{}, {}]
+        self._shift: Tensor | None = None
+        self.tokens = 0
+
+    def update(self, given: Tensor, wanted: Tensor) -> None:
+        """Add tokens ``[..., D]`` of both sets."""
+        if self._shift is None:
+            self._shift = wanted.flatten(0, -2).float().mean(0)
+        for sums, x in zip(self._sets, (given, wanted), strict=True):
+            x = x.flatten(0, -2).float() - self._shift
+            for name, part in (("x", x.sum(0).double()), ("xx", (x.T @ x).double())):
+                sums[name] = sums[name] + part if name in sums else part
+        self.tokens += wanted.flatten(0, -2).shape[0]
+
+    def result(self) -> float:
+        """The relative distance so far; nan for fewer than two tokens."""
+        if self.tokens < 2:
+            return float("nan")
+        (m1, c1), (m2, c2) = (self._moments(s) for s in self._sets)
+        root = _sqrt(c2)
+        cross = torch.linalg.eigvalsh(root @ c1 @ root).clamp_min(0).sqrt().sum()
+        distance = ((m1 - m2) ** 2).sum() + c1.trace() + c2.trace() - 2 * cross
+        return float(distance.clamp_min(0) / c2.trace().clamp_min(1e-30))
+
+    def _moments(self, sums: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        mean = sums["x"] / self.tokens
+        return mean, sums["xx"] / self.tokens - torch.outer(mean, mean)
+
+
+def _sqrt(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
