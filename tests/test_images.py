@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchvision.transforms import v2
 
-from vst import images
+from vst import images, pictures
 from vst.images import ImageTransform, UnreadableImage, cut, open_image, to_rgb
 from vst.pictures import ImageSet, Skipped, collate
 

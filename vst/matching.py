@@ -100,7 +100,7 @@ def _check_head(name: str, head: VFM, tree: VSTEncoder) -> None:
             f"The target of branch {name!r} has grid {head.grid} and blocks to {head.stop}, stem {head.has_stem}; "
             f"expected grid {tree.config.grid}, its stem and blocks to {tail.start} at least."
         )
-    for key in set(head.blocks) & set(tail.blocks):
+    for key in sorted(set(head.blocks) & set(tail.blocks), key=int):
         for part, value in head.blocks[key].state_dict().items():
             if not torch.equal(value.cpu().float(), tail.blocks[key].state_dict()[part].cpu().float()):
                 raise ValueError(
