@@ -152,8 +152,8 @@ def test_cache_is_sized_before_it_is_written(tree_of, pictures, tmp_path):
     with pytest.raises(ValueError, match=r"558,000 pictures needs 658\.\d GB; the limit is 50 GB"):
         TargetCache(tmp_path, "key", 558_000, {23: (576, 1024)}, 50)
     assert not list(tmp_path.iterdir())
+    options = {"cache": str(tmp_path / "c"), "cache_limit_gb": 1e-6, "show_progress": False}
     with pytest.raises(ValueError, match="cache_limit_gb"):
-        options = {"cache": str(tmp_path / "c"), "cache_limit_gb": 1e-6, "show_progress": False}
         fit_stitches(tree_of("dinov2", "clip"), pictures, **options)
 
 
@@ -280,7 +280,9 @@ def test_kill_and_resume_gives_the_uninterrupted_stitches(tiny, picture_folder, 
 
 @pytest.mark.slow
 def test_two_processes_give_the_single_process_stitches_also_after_a_kill(tiny, picture_folder, tmp_path):
-    (picture_folder / "005.png").write_text("broken")  # shares of unequal size
+    broken = [f"{i:03d}.png" for i in (5, 6, 11, 20)]  # shares of unequal size
+    for name in broken:
+        (picture_folder / name).write_text("broken")
     config = _config(tiny, picture_folder, batch_size=7)
     _launch(config, tmp_path / "one", tmp_path)
     _launch(config, tmp_path / "two", tmp_path, processes=2, port=29512)
@@ -300,7 +302,7 @@ def test_two_processes_give_the_single_process_stitches_also_after_a_kill(tiny, 
     for k in two:
         torch.testing.assert_close(resumed[k], two[k], atol=1e-6, rtol=1e-6)
     skipped = json.loads((tmp_path / "two" / "results.json").read_text())["results"]["skipped"]
-    assert set(skipped) == {"005.png"}
+    assert sorted(skipped) == broken
 
 
 @pytest.mark.slow
@@ -310,8 +312,7 @@ def test_deepspeed_config_is_accepted_and_gives_the_same_stitches(tiny, picture_
     config = _config(tiny, picture_folder)
     _launch(config, tmp_path / "plain", tmp_path, processes=2, port=29515)
     config["fit"]["deepspeed"] = str(zero)
-    out = _launch(config, tmp_path / "zero", tmp_path, processes=2, port=29516)
-    assert "DeepSpeedEngine" in out
+    _launch(config, tmp_path / "zero", tmp_path, processes=2, port=29516)  # fails unless the engine is DeepSpeed's
     plain, sharded = _stitches(tmp_path / "plain"), _stitches(tmp_path / "zero")
     for k in plain:
         torch.testing.assert_close(sharded[k], plain[k], atol=1e-4, rtol=1e-4)

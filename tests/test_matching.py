@@ -82,7 +82,7 @@ def test_trunk_and_target_run_once_for_all_depths(tree_of, pictures):
 
 def test_a_foreign_target_is_refused(tree_of, tiny):
     tree = tree_of("dinov2", "clip")
-    with pytest.raises(ValueError, match="differs from the tree's own tail in block 2 .*another checkpoint"):
+    with pytest.raises(ValueError, match=r"differs from the tree's own tail in block 2 .*another checkpoint"):
         Teacher(tree, {"clip": load_vfm(tiny("clip", 48, seed=5), grid=4)})
     with pytest.raises(ValueError, match="expected grid 4"):
         Teacher(tree, {"clip": load_vfm(tiny("clip", 48, seed=1), grid=3)})

@@ -221,7 +221,7 @@ def test_nothing_is_overwritten_unasked(tree_of, tmp_path):
     tree = tree_of("dinov2", "clip")
     folder = tree.save_pretrained(tmp_path / "tree")
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="already holds.*overwrite"):
+    with pytest.raises(FileExistsError, match=r"already holds.*overwrite"):
         tree.save_pretrained(folder)
     with pytest.raises(FileExistsError, match="already holds"):
         tree.save_stitches(folder)

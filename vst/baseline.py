@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vst.checkpoints import load_vfm
 from vst.config import VSTConfig, feature_depth
 from vst.images import ImageTransform
+from vst.modules import ModuleMap
 from vst.vfm import VFM
 
 
@@ -28,7 +29,7 @@ class FullEncoders(nn.Module):
         if not models or set(models) - set(config.names):
             raise ValueError(f"Models were given for {sorted(models)}; expected some of {config.names}.")
         self.config = config
-        self.models = nn.ModuleDict({n: models[n] for n in config.names if n in models})
+        self.models: ModuleMap[VFM] = ModuleMap({n: models[n] for n in config.names if n in models})
         self.fuse = config.fuser() if set(models) == set(config.names) else None
 
     @classmethod

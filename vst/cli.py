@@ -173,43 +173,45 @@ def demo(
     run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
 
 
+COMMANDS = (fit, inspect, latency, demo)
+
+
 def command(function: Callable[..., Any], args: list[str] | None = None) -> None:
     """Run one function as a script of its own, its parameters as options (``train/stitch.py`` and its like)."""
-    _run(lambda parser, formatter: _add(parser, function), lambda values: function(**values), args)
+    parsed = _add(_parser(), function)
+    _call(function, parsed.instantiate_classes(parsed.parse_args(args)).as_dict())
+
+
+def parser() -> Any:
+    """The parser of ``vst``: one subcommand a function."""
+    out = _parser(prog="vst", description=(__doc__ or "").split("\n")[0].replace("`", ""))
+    choices = out.add_subcommands(title="commands", metavar="COMMAND")
+    for function in COMMANDS:
+        choices.add_subcommand(function.__name__, _add(_parser(), function), help=_summary(function))
+    return out
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``vst``."""
-    functions = {f.__name__: f for f in (fit, inspect, latency, demo)}
-
-    def define(parser: Any, make: Callable[..., Any]) -> None:
-        choices = parser.add_subcommands(title="commands", metavar="COMMAND")
-        for name, function in functions.items():
-            choices.add_subcommand(name, _add(make(), function), help=_summary(function))
-
-    def call(values: dict[str, Any]) -> None:
-        name = values["subcommand"]
-        functions[name](**values[name])
-
-    _run(define, call, args)
+    made = parser()
+    values = made.instantiate_classes(made.parse_args(args)).as_dict()
+    function = next(f for f in COMMANDS if f.__name__ == values["subcommand"])
+    _call(function, values[function.__name__])
 
 
-def _run(define: Callable[..., Any], call: Callable[[dict[str, Any]], None], args: list[str] | None) -> None:
-    """Parse and call; errors that users can mend end the process with one sentence."""
+def _parser(**options: Any) -> Any:
     try:
         from jsonargparse import ArgumentParser, set_parsing_settings
     except ImportError:
         sys.exit('The command line needs jsonargparse: pip install "vfm-stitch-tree[fit]".')
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return ArgumentParser(formatter_class=_Help, **options)
 
-    def make(**options: Any) -> Any:
-        return ArgumentParser(formatter_class=_Help, **options)
 
-    parser = make(description=(__doc__ or "").split("\n")[0])
-    define(parser, make)
-    values = parser.instantiate_classes(parser.parse_args(args)).as_dict()
+def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
+    """Call; errors that users can mend end the process with one sentence (VST_DEBUG=1 shows where they came from)."""
     try:
-        call(_without_config(values))
+        function(**_without_config(values))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("VST_DEBUG"):
             raise

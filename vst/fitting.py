@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -417,8 +418,9 @@ class _Fit:
             at = time.monotonic()
             images, indices = (self.data, self.heldout) if self.heldout_images is None else (self.heldout_images, None)
             reports = evaluate_stitches(
-                self.tree, images, targets=self.teacher, indices=indices, show_progress=self.show
+                self.tree, images, targets=self.teacher, indices=indices, skipped=self.skipped, show_progress=self.show
             )
+            skipped = dict(sorted({**skipped, **self.skipped}.items()))
             self.seconds["report"] = time.monotonic() - at
         self.seconds["total"] = time.monotonic() - began
         result = FitResult(
@@ -495,7 +497,7 @@ class _Window:
 def _accelerator(config: FitConfig) -> Any:
     try:
         from accelerate import Accelerator
-        from accelerate.utils import DeepSpeedPlugin
+        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
     except ImportError as error:
         raise ImportError('Fitting needs accelerate: pip install "vfm-stitch-tree[fit]".') from error
     gpu = torch.cuda.is_available()
@@ -513,8 +515,19 @@ def _accelerator(config: FitConfig) -> Any:
             raise ValueError(f"{config.deepspeed} accumulates gradients; set gradient_accumulation_steps to 1.")
         facts["train_micro_batch_size_per_gpu"] = 1  # a formality: batches are drawn here, by config.batch_size
         facts.pop("train_batch_size", None)
+        if "RANK" not in os.environ:
+            raise ValueError(
+                "A DeepSpeed config needs a launcher, also for one process: use torchrun --nproc_per_node 1 ..."
+            )
         plugin = DeepSpeedPlugin(hf_ds_config=facts)
-    return Accelerator(cpu=not gpu, mixed_precision="bf16" if bf16 else "no", deepspeed_plugin=plugin)
+    # On a CPU, cpu=True would make accelerate drop DeepSpeed without a word; without it gloo has to be named.
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if plugin is not None and not gpu else []
+    return Accelerator(
+        cpu=not gpu and plugin is None,
+        mixed_precision="bf16" if bf16 else "no",
+        deepspeed_plugin=plugin,
+        kwargs_handlers=handlers,
+    )
 
 
 def _check_engine(config: FitConfig, model: Any) -> None:

@@ -65,6 +65,7 @@ def evaluate_stitches(
     *,
     targets: Mapping[str, VFM] | Teacher | None = None,
     indices: Sequence[int] | None = None,
+    skipped: dict[str, str] | None = None,
     batch_size: int = 16,
     show_progress: bool = False,
 ) -> list[StitchReport]:
@@ -75,6 +76,7 @@ def evaluate_stitches(
         images: anything that :class:`vst.images.ImageSet` takes, or an ``ImageSet`` with this tree's transforms.
         targets: whole target models by branch, or a teacher; default: loaded from the sources.
         indices: use only these pictures.
+        skipped: filled with the reason by name of every picture that could not be read.
 
     Raises:
         ValueError: no picture could be read.
@@ -86,9 +88,12 @@ def evaluate_stitches(
     subset = Subset(dataset, list(range(len(dataset)) if indices is None else indices))
     loader = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
     keys = [(b.name, s) for b in tree.config.branches for s in b.splits]
-    seam, final, distance = ({k: kind() for k in keys} for kind in (AgreementSums, AgreementSums, FrechetSums))
+    seam, final = {k: AgreementSums() for k in keys}, {k: AgreementSums() for k in keys}
+    distance = {k: FrechetSums() for k in keys}
     pictures = 0
-    for pixels, kept, _ in track(loader, "held-out pictures", len(loader), show_progress):
+    for pixels, kept, lost in track(loader, "held-out pictures", len(loader), show_progress):
+        if skipped is not None:
+            skipped.update({s.name: s.reason for s in lost})
         if not kept:
             continue
         pictures += len(kept)

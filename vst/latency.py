@@ -67,7 +67,8 @@ def measure(
     """
     if reference not in candidates or repeats < 1:
         raise ValueError(f"reference {reference!r} must be one of {list(candidates)} and repeats {repeats} at least 1.")
-    names, times = list(candidates), {name: [] for name in candidates}  # type: dict[str, list[float]]
+    names = list(candidates)
+    times: dict[str, list[float]] = {name: [] for name in names}
     with progress("latency", (repeats + warmup) * len(names), show_progress) as bar:
         for round_ in range(-warmup, repeats):
             shift = round_ % len(names)
@@ -124,7 +125,7 @@ def measure_tree(
         n: torch.randn(batch_size, 3, m.image_size, m.image_size, device=device, dtype=dtype)
         for n, m in full.models.items()
     }
-    singles = {n: FullEncoders(config, {n: full.models[n]}) for n in full.models}  # type: ignore[dict-item]
+    singles = {n: FullEncoders(config, {n: full.models[n]}) for n in full.models}
     calls: dict[str, Callable[[], Any]] = {ALL: lambda: full(each)}
     for n, single in singles.items():
         calls[f"{n} alone"] = lambda single=single: single(each)  # type: ignore[misc]
@@ -134,7 +135,7 @@ def measure_tree(
     whole = full_cost(config).flops
     flops = {ALL: whole} | {f"VST-{s}": tree_cost(config, s).flops for s in tree.splits}
     for n, m in full.models.items():
-        flops[f"{n} alone"] = model_cost(m.spec, config.grid, m.stop).flops  # type: ignore[union-attr,arg-type]
+        flops[f"{n} alone"] = model_cost(m.spec, config.grid, m.stop).flops
     return [
         {
             "name": name,

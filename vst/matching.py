@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vst import checkpoints
-from vst.stitch import Calibration
+from vst.modules import ModuleMap
+from vst.stitch import Calibration, Stitch
 from vst.tree import VSTEncoder
 from vst.vfm import VFM
 
@@ -130,7 +131,7 @@ class Matcher(nn.Module):
         self.objective, self.match = objective, match
         self._teacher = (teacher,)  # in a tuple: frozen models are no submodules and must not be wrapped or moved
         self.keys = [(b.name, split) for b in teacher.tree.config.branches for split in b.splits]
-        self.stitches = nn.ModuleDict(
+        self.stitches: ModuleMap[Stitch] = ModuleMap(
             {f"{name}_{split}": teacher.tree.branches[name].stitches[str(split)] for name, split in self.keys}
         )
         for name, split in self.keys:
@@ -187,7 +188,7 @@ class Calibrations:
     def __init__(self, tree: VSTEncoder) -> None:
         self.tree = tree
         self.seams = {(b.name, s): Calibration() for b in tree.config.branches for s in b.splits}
-        self._final: dict[str, list[Tensor | int]] = {b.name: [0, 0, 0] for b in tree.config.branches}
+        self._final: dict[str, list[Tensor]] = {b.name: [torch.zeros(())] * 3 for b in tree.config.branches}
 
     def update(self, taps: Mapping[int, Tensor], targets: Mapping[str, Target]) -> None:
         """Add one batch."""
@@ -197,8 +198,9 @@ class Calibrations:
                 calibration = self.seams[b.name, split]
                 calibration.update(self.tree.config.trunk, b.spec, taps[b.reads(split)], target.seams[b.enter(split)])
             y = target.final[:, b.spec.prefix :].flatten(0, 1).double()
-            for i, part in enumerate((len(y), y.sum(0), (y * y).sum(0))):
-                self._final[b.name][i] = self._final[b.name][i] + part
+            parts = torch.tensor(float(len(y)), dtype=torch.double, device=y.device), y.sum(0), (y * y).sum(0)
+            for i, part in enumerate(parts):
+                self._final[b.name][i] = self._final[b.name][i].to(part) + part
 
     def final_std(self, name: str) -> Tensor:
         """Standard deviation ``[D]`` of a target's features by channel."""

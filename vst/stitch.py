@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vst.modules import ModuleMap
 from vst.ridge import RidgeFit, RidgeSums
 from vst.vfm import VFM, VFMSpec
 
@@ -103,6 +104,12 @@ class Calibration:
 
 class Standardised(nn.Module):
     """``inner`` between standardised spaces: ``inner((x - x_mean) / x_std) * y_std + y_mean``."""
+
+    inner: Any
+    x_mean: Tensor
+    x_std: Tensor
+    y_mean: Tensor
+    y_std: Tensor
 
     def __init__(self, inner: nn.Module, source_width: int, target_width: int) -> None:
         super().__init__()
@@ -320,21 +327,17 @@ class LoRA(Stitch):
         with torch.device("meta"):
             block = VFM(source, 1, start=split - 1, stop=split, stem=False, norm=False).blocks[str(split - 1)]
         self.adapted = [name for name, m in block.named_modules() if isinstance(m, nn.Linear)]
-        self.factors = nn.ModuleDict()
+        self.factors: ModuleMap[_Factors] = ModuleMap()
         for name in self.adapted:
-            out_width, in_width = block.get_submodule(name).weight.shape
-            pair = nn.Module()
-            pair.lora_A = nn.Parameter(torch.empty(rank, in_width))
-            pair.lora_B = nn.Parameter(torch.zeros(out_width, rank))
-            nn.init.kaiming_uniform_(pair.lora_A, a=math.sqrt(5))
-            self.factors[name.replace(".", "_")] = pair
+            out_width, in_width = block.get_parameter(f"{name}.weight").shape
+            self.factors[name.replace(".", "_")] = _Factors(in_width, rank, out_width)
 
     def transform(self, x: Tensor, trunk: VFM) -> tuple[Tensor | None, Tensor]:
         block = trunk.blocks[str(self.split - 1)]
         merged = {}
         for name in self.adapted:
             pair = self.factors[name.replace(".", "_")]
-            weight = block.get_submodule(name).weight
+            weight = block.get_parameter(f"{name}.weight")
             merged[f"{name}.weight"] = weight + (self.scale * (pair.lora_B @ pair.lora_A)).to(weight.dtype)
         y = functional_call(block, merged, (x,), {} if trunk.rope is None else {"rope": trunk.rope})
         return (y[:, :1] if self.maps_cls else None), y[:, self.source.prefix :]
@@ -344,6 +347,14 @@ class LoRA(Stitch):
 
         merge = sum(p.lora_A.numel() * p.lora_B.shape[0] for p in self.factors.values())
         return block_macs(self.source, tokens) + merge
+
+
+class _Factors(nn.Module):
+    def __init__(self, in_width: int, rank: int, out_width: int) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.empty(rank, in_width))
+        self.lora_B = nn.Parameter(torch.zeros(out_width, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
 
 class _Skip(nn.Module):

@@ -50,6 +50,6 @@ def linear_probe(
         raise ValueError(f"The training labels are all {train_labels[0]!r}; a probe needs at least two classes.")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
     model.fit(train, np.asarray(train_labels))
-    labels, counts = np.unique(np.asarray(train_labels), return_counts=True)
-    majority = float(np.mean(np.asarray(test_labels) == labels[counts.argmax()]))
+    kinds, counts = np.unique(np.asarray(train_labels), return_counts=True)
+    majority = float(np.mean(np.asarray(test_labels) == kinds[counts.argmax()]))
     return ProbeResult(float(model.score(test, np.asarray(test_labels))), majority, len(train), len(test))

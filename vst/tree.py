@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vst import checkpoints, saving
 from vst.config import BranchConfig, VSTConfig, feature_depth, relative_enter
 from vst.images import ImageTransform
-from vst.stitch import StitchSpec
+from vst.modules import ModuleMap
+from vst.stitch import Stitch, StitchSpec
 from vst.vfm import VFM, VFMSpec
 
 
@@ -34,7 +35,7 @@ class Branch(nn.Module):
     def __init__(self, config: BranchConfig, trunk: VFMSpec, grid: int, norm: bool) -> None:
         super().__init__()
         self.config = config
-        self.stitches = nn.ModuleDict(
+        self.stitches: ModuleMap[Stitch] = ModuleMap(
             {str(split): config.stitch.build(trunk, config.spec, split) for split in config.splits}
         )
         self.tail = VFM(config.spec, grid, start=min(config.enters), stop=config.stop, stem=False, norm=norm)
@@ -65,7 +66,7 @@ class VSTEncoder(nn.Module):
         self.trunk = VFM(
             config.trunk, config.grid, stop=config.trunk_depth(), norm=config.feature_norm and config.keep_trunk
         )
-        self.branches = nn.ModuleDict(
+        self.branches: ModuleMap[Branch] = ModuleMap(
             {b.name: Branch(b, config.trunk, config.grid, config.feature_norm) for b in config.branches}
         )
         self.fuse = config.fuser()
@@ -174,7 +175,7 @@ class VSTEncoder(nn.Module):
             )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + i)
-                branch.stitches = nn.ModuleDict({str(s): b.stitch.build(config.trunk, b.spec, s) for s in b.splits})
+                branch.stitches = ModuleMap({str(s): b.stitch.build(config.trunk, b.spec, s) for s in b.splits})
         tree.random_seed = None if pretrained else seed
         return tree.freeze()
 
@@ -285,7 +286,7 @@ class VSTEncoder(nn.Module):
         """
         return self.fuse(list(self.branch_tokens(pixels, split).values()))
 
-    def stitches(self) -> dict[tuple[str, int], nn.Module]:
+    def stitches(self) -> dict[tuple[str, int], Stitch]:
         """All stitches, by branch name and split."""
         return {
             (name, int(split)): stitch

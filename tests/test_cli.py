@@ -1,0 +1,113 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vst import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_inspect_prints_specs_grid_cost_and_memory(tree_of, tmp_path, capsys):
+    tree = tree_of("dinov2", "clip", splits=[1, 3])
+    cli.main(["inspect", str(tree.save_pretrained(tmp_path / "tree"))])
+    out = capsys.readouterr().out
+    for part in (
+        "grid 4 x 4",
+        "16 tokens of width 80",
+        "VST-1",
+        "VST-3 (default)",
+        "all in full",
+        "mlp_skip",
+        "float16",
+    ):
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inspect", "no/where/at-all"], "neither a folder here nor a hub repository"),
+        (["latency"], "Give either --path"),
+        (["inspect", "x", "--dtype", "int3"], "dtype is 'int3'"),
+    ],
+)
+def test_errors_are_one_sentence(args, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert message in str(stop.value)
+    assert "\n" not in str(stop.value)
+
+
+def test_unknown_options_are_refused(capsys):
+    whole = ["--tree.trunk", "a", "--tree.branches", "[b]", "--tree.splits", "[1]", "--images", "x", "--out", "y"]
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *whole, "--fit.epoch", "3"])
+    assert "epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fit", "inspect", "latency", "demo"])
+def test_help_teaches(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert getattr(cli, name).__doc__.split("\n")[0].split(",")[0][:40] in out.replace("\n", " ")
+    assert "==SUPPRESS==" not in out
+
+
+def test_fit_then_latency_then_inspect(tiny, picture_folder, tmp_path, capsys):
+    config = {
+        "tree": {"trunk": tiny("dinov2"), "branches": [tiny("clip", 48, seed=1)], "splits": [1, 3], "image_size": 56},
+        "images": str(picture_folder),
+        "out": str(tmp_path / "run"),
+        "fit": {"epochs": 1},
+    }
+    (tmp_path / "fit.yaml").write_text(json.dumps(config))
+    cli.main(["fit", "--config", str(tmp_path / "fit.yaml"), "--fit.lr", "0.01"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["config"]["fit"]["lr"] == 0.01
+    assert [r["split"] for r in results["results"]["reports"]] == [1, 3]
+    assert "Stitches on held-out pictures" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="overwrite"):
+        cli.main(["fit", "--config", str(tmp_path / "fit.yaml")])
+    tree = str(tmp_path / "run" / "tree")
+    cli.main(["latency", "--path", tree, "--repeats", "2", "--out", str(tmp_path / "latency")])
+    rows = json.loads((tmp_path / "latency" / "results.json").read_text())["results"]
+    assert {r["kind"] for r in rows} == {"full", "single", "split"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_parses(file):
+    """No typo in a shipped config: it parses as options of the command that it is for."""
+    kind = file.parent.name
+    name = {"stitch": "fit", "trees": "latency", "demo": "demo"}[kind]
+    more = ["--images", "pictures", "--out", "runs/x"] if name == "fit" else []
+    values = cli.parser().parse_args([name, "--config", str(file), *more])
+    assert values[name]
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "train").glob("*.py")) + sorted((ROOT / "eval").glob("*.py")))
+def test_scripts_show_help(script):
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout
+
+
+def test_pca_maps_share_directions():
+    from vst.report import pca_maps
+
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=(3, 16, 8))
+    same, other = pca_maps([own, own.copy()])
+    trunk = pca_maps([own, rng.normal(size=(3, 16, 5))])[1]
+    assert np.array_equal(same, other)
+    assert same.shape == (3, 4, 4, 3)
+    assert trunk.shape == (3, 4, 4, 3)
+    assert same.min() >= 0
+    assert same.max() <= 1
