@@ -7,7 +7,7 @@ from conftest import FAMILIES
 from vst import VSTConfig
 from vst.baseline import FullEncoders
 from vst.config import BranchConfig
-from vst.cost import block_figure, block_macs, counted_flops, full_cost, model_cost, tree_cost, weights_bytes
+from vst.cost import block_figure, counted_flops, full_cost, model_cost, tree_cost, weights_bytes
 from vst.latency import measure, measure_tree
 from vst.stitch import STITCHES, StitchSpec
 from vst.tree import VSTEncoder
@@ -45,7 +45,7 @@ def test_one_block_by_hand():
     spec = vit_l("x", registers=4)
     tokens = 576 + 5
     matrices = 1024 * 3072 + 1024 * 1024 + 2 * 1024 * 4096
-    assert block_macs(spec, 576) == tokens * matrices + 2 * tokens * tokens * 1024
+    assert spec.block_macs(576) == tokens * matrices + 2 * tokens * tokens * 1024
 
 
 @pytest.mark.parametrize("stitch", sorted(STITCHES))

@@ -2,7 +2,8 @@
 
 from vst.checkpoints import load_vfm
 from vst.config import BranchConfig, VSTConfig
-from vst.fitting import FitConfig, FitResult, fit_stitches
+from vst.fit_config import FitConfig, FitResult
+from vst.fitting import fit_stitches
 from vst.heldout import StitchReport, evaluate_stitches
 from vst.tree import Features, VSTEncoder
 from vst.vfm import VFM, VFMSpec

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from vst.demo.job import DemoConfig, run_demo
-from vst.fitting import FitConfig, fit_stitches
+from vst.fit_config import FitConfig
+from vst.fitting import fit_stitches
 from vst.tree import VSTEncoder
 
 
@@ -205,7 +206,7 @@ def _parser(**options: Any) -> Any:
     except ImportError:
         sys.exit('The command line needs jsonargparse: pip install "vfm-stitch-tree[fit]".')
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(formatter_class=_Help, **options)
+    return ArgumentParser(formatter_class=_Help, allow_abbrev=False, **options)
 
 
 def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:

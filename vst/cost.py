@@ -41,28 +41,12 @@ class Cost:
         return 2 * self.macs
 
 
-def block_macs(spec: VFMSpec, patches: int) -> int:
-    """MACs of one block for one picture of ``patches`` patch tokens (prefix tokens are added here)."""
-    tokens, d = patches + spec.prefix, spec.width
-    return tokens * block_weights(spec) + 2 * tokens * tokens * d
-
-
-def block_weights(spec: VFMSpec) -> int:
-    """Entries of a block's matrices: its MACs a token without the attention products."""
-    return 4 * spec.width**2 + (3 if spec.mlp == "swiglu" else 2) * spec.width * spec.hidden
-
-
-def stem_macs(spec: VFMSpec, patches: int) -> int:
-    """MACs of the patch embedding."""
-    return patches * 3 * spec.patch**2 * spec.width
-
-
 def model_cost(spec: VFMSpec, grid: int, stop: int) -> Cost:
     """One model alone, up to depth ``stop``."""
     patches = grid**2
     with torch.device("meta"):
         model = VFM(spec, grid, stop=stop, norm=False)
-    return Cost(stem_macs(spec, patches) + stop * block_macs(spec, patches), 0, 0, _size(model))
+    return Cost(spec.stem_macs(patches) + stop * spec.block_macs(patches), 0, 0, _size(model))
 
 
 def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -> Cost:
@@ -73,7 +57,7 @@ def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -
     """
     chosen, patches = config.resolve(split), config.grid**2
     depth = max([b.reads(chosen[b.name]) for b in config.branches] + [config.trunk_stop if config.keep_trunk else 0])
-    trunk = stem_macs(config.trunk, patches) + depth * block_macs(config.trunk, patches)
+    trunk = config.trunk.stem_macs(patches) + depth * config.trunk.block_macs(patches)
     tree = VSTEncoder.skeleton(config)
     stitches = tails = 0
     parameters = sum(_size(m) for n, m in tree.trunk.named_children() if n != "blocks")
@@ -84,7 +68,7 @@ def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -
         split_b, branch = chosen[b.name], tree.branches[b.name]
         stitch = branch.stitches[str(split_b)]
         stitches += stitch.macs(patches)
-        tails += (b.stop - b.enter(split_b)) * block_macs(b.spec, patches)
+        tails += (b.stop - b.enter(split_b)) * b.spec.block_macs(patches)
         parameters += _size(stitch) + sum(_size(m) for i, m in branch.tail.blocks.items() if int(i) >= b.enter(split_b))
     return Cost(trunk, stitches, tails, parameters)
 
@@ -111,7 +95,7 @@ def _blocks(b: BranchConfig, split: int, tree: VSTEncoder, stitch: bool) -> floa
     blocks = float(b.stop - b.enter(split))
     if stitch:  # one token's MACs: a map's weights, or an adapted block's
         layer = tree.branches[b.name].stitches[str(split)]
-        blocks += (layer.macs(2) - layer.macs(1)) / block_weights(b.spec)
+        blocks += (layer.macs(2) - layer.macs(1)) / b.spec.block_weights
     return blocks
 
 

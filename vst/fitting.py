@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,112 +15,17 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from vst.cache import TargetCache, digest
+from vst.fit_config import FitConfig, FitResult
 from vst.heldout import TRUNK_PIXELS, StitchReport, evaluate_stitches, transforms
-from vst.matching import MATCHES, OBJECTIVES, Calibrations, Matcher, Teacher
+from vst.matching import Calibrations, Matcher, Teacher
 from vst.pictures import ImageSet, collate
+from vst.processes import accelerator_for, check_engine, gathered
 from vst.progress import progress, track
 from vst.runs import Run, write_json
 from vst.tree import VSTEncoder
 from vst.vfm import VFM
 
 STATE = "state"
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How stitches are fitted.
-
-    Attributes:
-        objective: ``ffm`` (match the target's features, the one that works), ``lfm`` (match at the seam) or ``ridge``
-            (the closed-form start alone).
-        match: units of the loss: ``channel``, ``raw`` or ``norm``; see :class:`vst.matching.Matcher`.
-        start: ``ridge`` (closed form) or ``random``.
-        calibration: pictures for the closed form and the statistics.
-        penalty: of the ridge regression, in standardised units.
-        epochs: passes over the pictures.
-        batch_size: pictures a step, over all processes together.
-        lr: peak learning rate of AdamW, with linear warm-up over ``warmup`` of the steps and a cosine to zero.
-        weight_decay, warmup: see ``lr``.
-        heldout: pictures kept out for the report, at most a fifth; drawn by ``seed``.
-        limit: use only the first so many pictures; None for all.
-        seed: of the held-out draw and of the order.
-        precision: ``auto`` (bf16 autocast on a GPU that has it, else fp32), ``fp32`` or ``bf16``.
-        checkpointing: recompute the tails' activations in the backward pass: less memory, about a third more time.
-        cache: folder for the targets' features, so that later epochs do not run the targets; None for no cache.
-        cache_limit_gb: refuse a larger cache.
-        workers: processes that read pictures.
-        save_every: steps between saved states.
-        deepspeed: path of a DeepSpeed config (ZeRO stages 0 to 2).
-    """
-
-    objective: str = "ffm"
-    match: str = "channel"
-    start: str = "ridge"
-    calibration: int = 256
-    penalty: float = 1e-3
-    epochs: int = 1
-    batch_size: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: float = 0.03
-    heldout: int = 64
-    limit: int | None = None
-    seed: int = 0
-    precision: str = "auto"
-    checkpointing: bool = False
-    cache: str | None = None
-    cache_limit_gb: float = 50.0
-    workers: int = 0
-    save_every: int = 200
-    deepspeed: str | None = None
-
-    def __post_init__(self) -> None:
-        known = {
-            "objective": OBJECTIVES,
-            "match": MATCHES,
-            "start": ("ridge", "random"),
-            "precision": ("auto", "fp32", "bf16"),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}.")
-        for name in ("calibration", "epochs", "batch_size", "heldout", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if not self.lr > 0 or not 0 <= self.warmup < 1:
-            raise ValueError(f"lr {self.lr} must be positive and warmup {self.warmup} lie in 0..1.")
-        if self.objective == "ridge" and self.start != "ridge":
-            raise ValueError("objective 'ridge' is the closed-form start alone; it needs start='ridge'.")
-        if self.objective != "ffm" and self.match == "norm":
-            raise ValueError("match='norm' compares features after the final norm and goes with objective 'ffm' only.")
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a fit did.
-
-    Attributes:
-        reports: one for every stitch, on held-out pictures.
-        explained: by ``branch@split``, the share of the seam's variance that the closed-form start explains.
-        history: rows of ``step``, ``lr`` and the mean loss by ``branch@split`` since the last row.
-        skipped: reason by name of every picture that could not be read.
-        steps, pictures: optimisation steps; readable pictures were drawn from so many.
-        seconds: by phase, of this process and this call.
-        cache_bytes: size of the target cache on disk when it is full; 0 without one.
-    """
-
-    reports: list[StitchReport]
-    explained: dict[str, float | None]
-    history: list[dict[str, float]]
-    skipped: dict[str, str]
-    steps: int
-    pictures: int
-    seconds: dict[str, float]
-    cache_bytes: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict."""
-        return asdict(self)
 
 
 def fit_stitches(
@@ -182,7 +86,7 @@ class _Fit:
         if not tree.branches:
             raise ValueError("This tree has no branches, so there is nothing to fit.")
         self.tree, self.config = tree, config
-        self.accelerator = _accelerator(config)
+        self.accelerator = accelerator_for(config)
         self.main = self.accelerator.is_main_process
         self.show = show and self.main
         self.device = self.accelerator.device
@@ -282,7 +186,7 @@ class _Fit:
         parameters = [p for p in matcher.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
         model, optimizer = accelerator.prepare(matcher.to(self.device), optimizer)
-        _check_engine(config, model)
+        check_engine(config, model)
         if config.cache is not None:
             self._open_caches(matcher)
         for branch in self.tree.branches.values():
@@ -392,7 +296,7 @@ class _Fit:
         """Save to a temporary folder, rename, then drop the state before."""
         states, name = run.path(STATE), f"step-{step:08d}"
         temporary = states / f".{name}"
-        skipped = _gathered(self.accelerator, self.skipped)
+        skipped = gathered(self.accelerator, self.skipped)
         if self.main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -412,7 +316,7 @@ class _Fit:
     def _report(
         self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None], began: float
     ) -> FitResult:
-        skipped = _gathered(self.accelerator, self.skipped)
+        skipped = gathered(self.accelerator, self.skipped)
         reports: list[StitchReport] = []
         if self.main:
             at = time.monotonic()
@@ -492,59 +396,6 @@ class _Window:
             )
         self.sum, self.count = torch.zeros(len(self.keys)), 0
         return {"mean": sum(means.values()) / len(means), **means}
-
-
-def _accelerator(config: FitConfig) -> Any:
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
-    except ImportError as error:
-        raise ImportError('Fitting needs accelerate: pip install "vfm-stitch-tree[fit]".') from error
-    gpu = torch.cuda.is_available()
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and gpu and torch.cuda.is_bf16_supported())
-    plugin = None
-    if config.deepspeed is not None:
-        facts = json.loads(Path(config.deepspeed).read_text())
-        stage = facts.get("zero_optimization", {}).get("stage", 0)
-        if stage > 2:
-            raise ValueError(
-                f"{config.deepspeed} asks for ZeRO stage {stage}; stitches are a few MB, use stage 0, 1 or 2."
-            )
-        facts.setdefault("gradient_accumulation_steps", 1)
-        if facts["gradient_accumulation_steps"] != 1:
-            raise ValueError(f"{config.deepspeed} accumulates gradients; set gradient_accumulation_steps to 1.")
-        facts["train_micro_batch_size_per_gpu"] = 1  # a formality: batches are drawn here, by config.batch_size
-        facts.pop("train_batch_size", None)
-        if "RANK" not in os.environ:
-            raise ValueError(
-                "A DeepSpeed config needs a launcher, also for one process: use torchrun --nproc_per_node 1 ..."
-            )
-        plugin = DeepSpeedPlugin(hf_ds_config=facts)
-    # On a CPU, cpu=True would make accelerate drop DeepSpeed without a word; without it gloo has to be named.
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if plugin is not None and not gpu else []
-    return Accelerator(
-        cpu=not gpu and plugin is None,
-        mixed_precision="bf16" if bf16 else "no",
-        deepspeed_plugin=plugin,
-        kwargs_handlers=handlers,
-    )
-
-
-def _check_engine(config: FitConfig, model: Any) -> None:
-    if config.deepspeed is not None and type(model).__name__ != "DeepSpeedEngine":
-        raise RuntimeError(
-            f"A DeepSpeed config was given, but the model was wrapped as {type(model).__name__}: start the script with "
-            "torchrun or accelerate launch and without ACCELERATE_USE_CPU."
-        )
-
-
-def _gathered(accelerator: Any, skipped: dict[str, str]) -> dict[str, str]:
-    from accelerate.utils import gather_object
-
-    merged: dict[str, str] = {}
-    for part in gather_object([skipped]):
-        merged.update(part)
-    return dict(sorted(merged.items()))
 
 
 def _latest_state(run: Run | None) -> Path | None:

@@ -9,69 +9,125 @@ import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vst.card import model_card
 from vst.config import VSTConfig
 from vst.runs import atomic_path, read_json, write_json
-from vst.vfm import check_tensors
+from vst.vfm import VFM, check_tensors
 
-if TYPE_CHECKING:
-    from vst.tree import VSTEncoder
-
+Tree = TypeVar("Tree", bound="OnDisk")
 CONFIG, WEIGHTS, STITCHES, CARD = "config.json", "model.safetensors", "stitches.safetensors", "README.md"
 
 
-def save_tree(tree: VSTEncoder, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write config, weights of the blocks that are held and a model card.
+class OnDisk(nn.Module):
+    """A module described by a ``VSTConfig`` that can be saved and loaded: the base of :class:`vst.tree.VSTEncoder`."""
 
-    Raises:
-        FileExistsError: the folder holds a tree already and ``overwrite`` is False.
-    """
-    return _save(tree, folder, WEIGHTS, dict(tree.state_dict()), overwrite)
+    config: VSTConfig
 
+    @classmethod
+    def skeleton(cls: type[Tree], config: VSTConfig) -> Tree:
+        """The module on the ``meta`` device: shapes without memory."""
+        with torch.device("meta"):
+            return cls(config)
 
-def save_stitches(tree: VSTEncoder, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write config, stitches and a model card; loading takes the frozen models from their sources.
+    @classmethod
+    def from_config(cls: type[Tree], config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> Tree:
+        """The module with frozen weights from their sources and new stitches."""
+        raise NotImplementedError
 
-    Raises:
-        FileExistsError: the folder holds a tree already and ``overwrite`` is False.
-    """
-    return _save(tree, folder, STITCHES, {k: v for k, v in tree.state_dict().items() if _is_stitch(k)}, overwrite)
+    def freeze(self: Tree) -> Tree:
+        """Freeze everything but the stitches; returns self."""
+        raise NotImplementedError
 
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write config, weights of the blocks that are held and a model card: all that loading needs.
 
-def _save(tree: VSTEncoder, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
-    folder = Path(folder)
-    if not overwrite and (present := [n for n in (CONFIG, WEIGHTS, STITCHES) if (folder / n).exists()]):
-        raise FileExistsError(
-            f"{folder} already holds {', '.join(present)}: choose another folder or pass overwrite=True (--overwrite)."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / file) as path:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
-    for other in {WEIGHTS, STITCHES} - {file}:
-        (folder / other).unlink(missing_ok=True)
-    write_json(folder / CONFIG, tree.config.to_dict())
-    with atomic_path(folder / CARD) as path:
-        path.write_text(model_card(tree.config, stitches_only=file == STITCHES), encoding="utf-8")
-    return folder
+        Raises:
+            FileExistsError: the folder holds a tree already and ``overwrite`` is False.
+        """
+        return self._save(folder, WEIGHTS, dict(self.state_dict()), overwrite)
 
+    def save_stitches(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write config, stitches and a model card, a few MB; loading takes the frozen models from their sources.
 
-def push_tree(tree: VSTEncoder, repo_id: str, **options: Any) -> str:
-    """Upload a saved tree to a hub repository; returns its address."""
-    from huggingface_hub import HfApi
+        Raises:
+            FileExistsError: the folder holds a tree already and ``overwrite`` is False.
+        """
+        return self._save(folder, STITCHES, {k: v for k, v in self.state_dict().items() if _is_stitch(k)}, overwrite)
 
-    api = HfApi()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = save_tree(tree, Path(temporary) / "tree")
-        url = api.create_repo(repo_id, exist_ok=True, private=options.pop("private", None))
-        api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)
-    return str(url)
+    def _save(self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
+        folder = Path(folder)
+        if not overwrite and (present := [n for n in (CONFIG, WEIGHTS, STITCHES) if (folder / n).exists()]):
+            raise FileExistsError(
+                f"{folder} already holds {', '.join(present)}: choose another folder, or pass overwrite=True "
+                "(--overwrite true)."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / file) as path:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+        for other in {WEIGHTS, STITCHES} - {file}:
+            (folder / other).unlink(missing_ok=True)
+        write_json(folder / CONFIG, self.config.to_dict())
+        with atomic_path(folder / CARD) as path:
+            path.write_text(model_card(self.config, stitches_only=file == STITCHES), encoding="utf-8")
+        return folder
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **options: Any) -> str:
+        """Save to a temporary folder and upload it (``options`` go to huggingface_hub's ``upload_folder``)."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(Path(temporary) / "tree")
+            url = api.create_repo(repo_id, exist_ok=True, private=private)
+            api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)
+        return str(url)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Tree],
+        source: str | Path,
+        *,
+        splits: Iterable[int] | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Tree:
+        """Load a saved tree from a folder (no network) or a hub id.
+
+        Args:
+            source: folder of :meth:`save_pretrained` or :meth:`save_stitches`, or a hub id.
+            splits: keep only these; only the blocks that they need are read.
+            dtype: floating dtype to load into; default: as saved.
+            revision: of a hub id.
+
+        Raises:
+            FileNotFoundError: there is no tree there.
+            ValueError: a damaged or foreign checkpoint, or a split that it does not hold.
+        """
+        folder, whole = read_config(source, revision)
+        config = whole if splits is None else whole.pruned(splits)
+        possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items()}
+        if (folder / WEIGHTS).is_file():
+            tree = cls.skeleton(config)
+            wanted = {k: v.shape for k, v in tree.state_dict().items()}
+            tree.load_state_dict(_read(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
+            for module in tree.modules():
+                if isinstance(module, VFM):
+                    module.materialise()
+        elif (folder / STITCHES).is_file():
+            tree = cls.from_config(config)
+            wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
+            tree.load_state_dict(_read(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
+            tree = tree if dtype is None else tree.to(dtype)
+        else:
+            raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
+        return tree.freeze()
 
 
 def read_config(source: str | Path, revision: str | None = None) -> tuple[Path, VSTConfig]:
@@ -107,38 +163,6 @@ def _from_hub(repo_id: str, revision: str | None) -> Path:
             f"{repo_id!r} is neither a folder here nor a hub repository that can be reached "
             f"({type(error).__name__}): check the path, or the network."
         ) from error
-
-
-def load_tree(
-    cls: type[VSTEncoder],
-    source: str | Path,
-    *,
-    splits: Iterable[int] | None = None,
-    dtype: torch.dtype | None = None,
-    revision: str | None = None,
-) -> VSTEncoder:
-    """Load what :func:`save_tree` or :func:`save_stitches` wrote; see ``VSTEncoder.from_pretrained``."""
-    folder, config = read_config(source, revision)
-    whole = config
-    if splits is not None:
-        config = config.pruned(splits)
-    if (folder / WEIGHTS).is_file():
-        tree = cls.skeleton(config)
-        wanted = {k: v.shape for k, v in tree.state_dict().items()}
-        possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items()} if splits is not None else wanted
-        tree.load_state_dict(_read(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
-        tree.trunk.materialise()
-        for branch in tree.branches.values():
-            branch.tail.materialise()
-    elif (folder / STITCHES).is_file():
-        tree = cls.from_config(config)
-        wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
-        possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items() if _is_stitch(k)}
-        tree.load_state_dict(_read(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
-        tree = tree if dtype is None else tree.to(dtype)
-    else:
-        raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
-    return tree.freeze()
 
 
 def _read(

@@ -343,10 +343,8 @@ class LoRA(Stitch):
         return (y[:, :1] if self.maps_cls else None), y[:, self.source.prefix :]
 
     def macs(self, tokens: int) -> int:
-        from vst.cost import block_macs
-
         merge = sum(p.lora_A.numel() * p.lora_B.shape[0] for p in self.factors.values())
-        return block_macs(self.source, tokens) + merge
+        return self.source.block_macs(tokens) + merge
 
 
 class _Factors(nn.Module):

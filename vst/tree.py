@@ -6,18 +6,18 @@ Shape suffixes: B batch, N patches (grid * grid), T tokens with prefix, D width 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vst import checkpoints, saving
+from vst import checkpoints
 from vst.config import BranchConfig, VSTConfig, feature_depth, relative_enter
 from vst.images import ImageTransform
 from vst.modules import ModuleMap
+from vst.saving import OnDisk
 from vst.stitch import Stitch, StitchSpec
 from vst.vfm import VFM, VFMSpec
 
@@ -49,7 +49,7 @@ class Branch(nn.Module):
         return self.run_tail(self.stitches[str(split)](x, trunk), split)
 
 
-class VSTEncoder(nn.Module):
+class VSTEncoder(OnDisk):
     """Several vision foundation models behind one trunk; make one with :meth:`from_vfms` or :meth:`from_pretrained`.
 
     ``tree(pixels, split=14)`` gives fused tokens ``[B, tokens, width]``; ``tree.features(pixels)`` those of each
@@ -179,12 +179,6 @@ class VSTEncoder(nn.Module):
         tree.random_seed = None if pretrained else seed
         return tree.freeze()
 
-    @classmethod
-    def skeleton(cls, config: VSTConfig) -> VSTEncoder:
-        """The tree on the ``meta`` device: shapes without memory."""
-        with torch.device("meta"):
-            return cls(config)
-
     def freeze(self) -> VSTEncoder:
         """Freeze everything but the stitches; returns self."""
         self.trunk.requires_grad_(False)
@@ -293,41 +287,6 @@ class VSTEncoder(nn.Module):
             for name, branch in self.branches.items()
             for split, stitch in branch.stitches.items()
         }
-
-    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Save the whole tree, self-contained; see :func:`vst.saving.save_tree`."""
-        return saving.save_tree(self, folder, overwrite=overwrite)
-
-    def save_stitches(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Save the stitches alone beside the names of the frozen models; see :func:`vst.saving.save_stitches`."""
-        return saving.save_stitches(self, folder, overwrite=overwrite)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Save to a temporary folder and upload it; ``options`` go to huggingface_hub's ``upload_folder``."""
-        return saving.push_tree(self, repo_id, **options)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        splits: Iterable[int] | None = None,
-        dtype: torch.dtype | None = None,
-        revision: str | None = None,
-    ) -> VSTEncoder:
-        """Load a saved tree from a folder (no network) or a hub id.
-
-        Args:
-            source: folder of :meth:`save_pretrained` or :meth:`save_stitches`, or a hub id.
-            splits: keep only these; only the blocks that they need are read.
-            dtype: floating dtype to load into; default: as saved.
-            revision: of a hub id.
-
-        Raises:
-            FileNotFoundError: there is no tree there.
-            ValueError: a damaged or foreign checkpoint, or a split that it does not hold.
-        """
-        return saving.load_tree(cls, source, splits=splits, dtype=dtype, revision=revision)
 
 
 def _names(specs: Sequence[VFMSpec], given: list[str] | None) -> list[str]:

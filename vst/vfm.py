@@ -95,6 +95,20 @@ class VFMSpec:
             )
         return image_size // self.patch
 
+    @property
+    def block_weights(self) -> int:
+        """Entries of a block's matrices: its MACs (multiply-accumulates) a token without the attention products."""
+        return 4 * self.width**2 + (3 if self.mlp == "swiglu" else 2) * self.width * self.hidden
+
+    def block_macs(self, patches: int) -> int:
+        """MACs of one block for one picture of ``patches`` patch tokens (prefix tokens are added here)."""
+        tokens = patches + self.prefix
+        return tokens * self.block_weights + 2 * tokens * tokens * self.width
+
+    def stem_macs(self, patches: int) -> int:
+        """MACs of the patch embedding for one picture."""
+        return patches * 3 * self.patch**2 * self.width
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -22,7 +22,8 @@ from vst.config import VSTConfig
 from vst.cost import block_figure
 from vst.demo import assets, emoji
 from vst.demo.page import write_page
-from vst.fitting import FitConfig, fit_stitches
+from vst.fit_config import FitConfig
+from vst.fitting import fit_stitches
 from vst.fusion import Fusion
 from vst.images import ImageTransform
 from vst.latency import measure_tree

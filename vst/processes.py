@@ -1,0 +1,77 @@
+"""The processes of a fit: one or many, with or without DeepSpeed (through accelerate, imported here alone)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vst.fit_config import FitConfig
+
+
+def accelerator_for(config: FitConfig) -> Any:
+    """An ``accelerate.Accelerator`` for this process, as the config and the launcher want it.
+
+    Raises:
+        ImportError: accelerate is missing.
+        ValueError: a DeepSpeed config that does not suit.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+    except ImportError as error:
+        raise ImportError('Fitting needs accelerate: pip install "vfm-stitch-tree[fit]".') from error
+    gpu = torch.cuda.is_available()
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and gpu and torch.cuda.is_bf16_supported())
+    plugin = None
+    if config.deepspeed is not None:
+        facts = json.loads(Path(config.deepspeed).read_text())
+        stage = facts.get("zero_optimization", {}).get("stage", 0)
+        if stage > 2:
+            raise ValueError(
+                f"{config.deepspeed} asks for ZeRO stage {stage}; stitches are a few MB, use stage 0, 1 or 2."
+            )
+        facts.setdefault("gradient_accumulation_steps", 1)
+        if facts["gradient_accumulation_steps"] != 1:
+            raise ValueError(f"{config.deepspeed} accumulates gradients; set gradient_accumulation_steps to 1.")
+        facts["train_micro_batch_size_per_gpu"] = 1  # a formality: batches are drawn here, by config.batch_size
+        facts.pop("train_batch_size", None)
+        if "RANK" not in os.environ:
+            raise ValueError(
+                "A DeepSpeed config needs a launcher, also for one process: use torchrun --nproc_per_node 1 ..."
+            )
+        plugin = DeepSpeedPlugin(hf_ds_config=facts)
+    # On a CPU, cpu=True would make accelerate drop DeepSpeed without a word; without it gloo has to be named.
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if plugin is not None and not gpu else []
+    return Accelerator(
+        cpu=not gpu and plugin is None,
+        mixed_precision="bf16" if bf16 else "no",
+        deepspeed_plugin=plugin,
+        kwargs_handlers=handlers,
+    )
+
+
+def check_engine(config: FitConfig, model: Any) -> None:
+    """Make sure that a DeepSpeed config was not dropped on the way.
+
+    Raises:
+        RuntimeError: it was.
+    """
+    if config.deepspeed is not None and type(model).__name__ != "DeepSpeedEngine":
+        raise RuntimeError(
+            f"A DeepSpeed config was given, but the model was wrapped as {type(model).__name__}: start the script with "
+            "torchrun or accelerate launch and without ACCELERATE_USE_CPU."
+        )
+
+
+def gathered(accelerator: Any, skipped: dict[str, str]) -> dict[str, str]:
+    """Skipped pictures of all processes, by name."""
+    from accelerate.utils import gather_object
+
+    merged: dict[str, str] = {}
+    for part in gather_object([skipped]):
+        merged.update(part)
+    return dict(sorted(merged.items()))
