@@ -35,6 +35,8 @@ def test_inspect_prints_specs_grid_cost_and_memory(tree_of, tmp_path, capsys):
         (["inspect", "no/where/at-all"], "neither a folder here nor a hub repository"),
         (["latency"], "Give either --path"),
         (["inspect", "x", "--dtype", "int3"], "dtype is 'int3'"),
+        (["latency", "--path", "x", "--dtype", "int3"], "dtype is 'int3'"),
+        (["latency", "--path", "x", "--device", "tpu"], "device is 'tpu'"),
     ],
 )
 def test_errors_are_one_sentence(args, message):
@@ -76,6 +78,8 @@ def test_fit_then_latency_then_inspect(tiny, picture_folder, tmp_path, capsys):
     assert "Stitches on held-out pictures" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="overwrite"):
         cli.main(["fit", "--config", str(tmp_path / "fit.yaml")])
+    cli.main(["fit", "--config", str(tmp_path / "fit.yaml"), "--fit.lr", "0.01", "--resume"])
+    cli.main(["fit", "--config", str(tmp_path / "fit.yaml"), "--overwrite", "--save_tree", "true"])
     tree = str(tmp_path / "run" / "tree")
     cli.main(["latency", "--path", tree, "--repeats", "2", "--out", str(tmp_path / "latency")])
     rows = json.loads((tmp_path / "latency" / "results.json").read_text())["results"]

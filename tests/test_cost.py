@@ -81,7 +81,8 @@ def test_swiglu_blocks_are_counted():
 
 @pytest.mark.parametrize("stitch", sorted(STITCHES))
 def test_parameters_of_a_split_are_what_a_pruned_tree_holds(tree_of, tmp_path, stitch):
-    tree = tree_of("dinov2", "dinov3", splits=[1, 2, 3], widths=(32, 32), stitch=stitch, keep_trunk=stitch == "mlp")
+    options = {"stitch": stitch, "keep_trunk": stitch == "mlp", "feature_norm": stitch == "lora"}
+    tree = tree_of("dinov2", "dinov3", splits=[1, 2, 3], widths=(32, 32), **options)
     folder = tree.save_pretrained(tmp_path / "tree")
     for split in (1, 2, 3):
         held = sum(v.numel() for v in VSTEncoder.from_pretrained(folder, splits=[split]).state_dict().values())

@@ -48,8 +48,7 @@ def test_losses_are_those_written_by_hand(tree_of, tiny, pictures, family, objec
     target = teacher.target(family, batch[f"target_{family}"])
     calibrations = Calibrations(tree)
     calibrations.update(taps, {family: target})
-    if match != "norm":
-        calibrations.set_scales(matcher)
+    calibrations.set_scales(matcher)
     losses = matcher(taps, {family: matcher.wanted(family, target)})
     expected = [by_hand(tree, tiny, family, batch, split, objective, match) for split in (1, 2)]
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-4, atol=1e-5)

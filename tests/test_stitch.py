@@ -81,6 +81,22 @@ def test_ridge_start_is_the_least_squares_map(family, widths):
     assert explained == pytest.approx(1 - float(residual.mean()), abs=1e-3)
 
 
+def test_the_mlp_starts_open_on_tokens_whose_range_depends_on_their_place():
+    """Pictures are not alike from top to bottom: the range is sampled all over them."""
+    source, target = spec(12), spec(20)
+    place = torch.linspace(0.2, 5, GRID**2)[:, None]
+    x, y = tokens(source, 40, scale=1.0) - 5, tokens(target, 40, seed=1, scale=1.0) - 5
+    x[:, 1:] *= place
+    y[:, 1:] = x[:, 1:] @ torch.randn(12, 20, generator=torch.Generator().manual_seed(2))
+    calibration = Calibration()
+    calibration.update(source, target, x, y)
+    linear, mlp = (StitchSpec(f).build(source, target, 2) for f in ("linear", "mlp"))
+    linear.start(calibration)
+    mlp.start(calibration)
+    off = (linear(x, None) - mlp(x, None)).abs().amax(-1).detach()
+    assert (off[:, 1:] < 1e-3).float().mean() > 0.9
+
+
 def test_class_token_has_a_ridge_map_of_its_own():
     source, target = spec(6), spec(5)
     x, y = tokens(source, 400), tokens(target, 400, seed=1)

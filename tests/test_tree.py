@@ -75,6 +75,13 @@ def test_models_of_unequal_depth_enter_at_the_same_relative_depth(tiny):
     by_branch = tree.branch_tokens(pixels, {"siglip": 6, "giant": 22, "clip": 14})
     torch.testing.assert_close(by_branch["giant"], tree.branch_tokens(pixels, 22)["giant"])
     torch.testing.assert_close(by_branch["siglip"], tree.branch_tokens(pixels, 6)["siglip"])
+    two = {"a": tiny("clip", depth=24), "b": tiny("siglip", 48, depth=27)}
+    apart = VSTEncoder.from_vfms(tiny("dinov2", depth=24), two, {"a": [6, 14], "b": [22]}, 56)
+    assert apart.splits == []
+    assert apart.split == {"a": 14, "b": 22}
+    torch.testing.assert_close(apart(pixels), apart(pixels, split={"a": 14, "b": 22}))
+    assert apart.config.choices() == {"VST shallowest": {"a": 6, "b": 22}, "VST deepest": {"a": 14, "b": 22}}
+    assert apart.config.pruned({"a": [6], "b": [22]}).resolve(None) == {"a": 6, "b": 22}
     explicit = VSTEncoder.from_vfms(
         tiny("dinov2", depth=24), [tiny("siglip", 48, depth=27)], [6], enters={"siglip": [9]}
     )
@@ -259,6 +266,9 @@ def test_damaged_trees_are_named(tree_of, tmp_path):
         VSTEncoder.from_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(ValueError, match="config of a 'clip' model"):
+        VSTEncoder.from_pretrained(folder)
+    (folder / "config.json").write_text(config.replace('"grid": 4,', ""))
+    with pytest.raises(ValueError, match=r"config is incomplete .*grid"):
         VSTEncoder.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):

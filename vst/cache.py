@@ -37,40 +37,52 @@ def cache_bytes(images: int, shapes: Mapping[int, tuple[int, int]]) -> int:
     return images * (1 + 2 * sum(tokens * width for tokens, width in shapes.values()))
 
 
+def check_room(
+    root: str | Path, wanted: Mapping[str, Mapping[int, tuple[int, int]]], images: int, limit_gb: float
+) -> None:
+    """Check before anything is written that the caches of all branches together fit.
+
+    Args:
+        root: folder that holds all caches.
+        wanted: shapes, (tokens, width) by depth, by key.
+        images: rows of each.
+        limit_gb: in gigabytes (1e9 bytes).
+
+    Raises:
+        ValueError: they would be larger than the limit, or than 90 % of the disk's free space.
+    """
+    needed = sum(cache_bytes(images, shapes) for shapes in wanted.values())
+    files = [Path(root) / key / "rows.f16" for key in wanted]
+    written = sum(512 * file.stat().st_blocks for file in files if file.exists())
+    home = next(p for p in (Path(root), *Path(root).absolute().parents) if p.exists())
+    free = shutil.disk_usage(home).free
+    if needed > limit_gb * 1e9 or needed - written > 0.9 * free:
+        raise ValueError(
+            f"Caching targets of {images:,} pictures needs {needed / 1e9:,.1f} GB; the limit is {limit_gb:g} GB and "
+            f"{free / 1e9:,.1f} GB are free: raise cache_limit_gb, use fewer pictures, or leave the cache off (targets "
+            "are then computed each epoch)."
+        )
+
+
 class TargetCache:
-    """Rows of one branch's targets.
+    """Rows of one branch's targets, in a folder named by their key.
 
     Args:
         root: folder that holds all caches.
         key: of :func:`digest`.
         images: number of rows.
         shapes: (tokens, width) by the target's own depth.
-        limit_gb: refuse a cache larger than this many gigabytes (1e9 bytes).
-
-    Raises:
-        ValueError: the cache would be larger than the limit, or than 90 % of the disk's free space.
     """
 
-    def __init__(
-        self, root: str | Path, key: str, images: int, shapes: Mapping[int, tuple[int, int]], limit_gb: float
-    ) -> None:
+    def __init__(self, root: str | Path, key: str, images: int, shapes: Mapping[int, tuple[int, int]]) -> None:
         self.folder, self.shapes = Path(root) / key, dict(sorted(shapes.items()))
         self.size = cache_bytes(images, shapes)
-        rows_file, done_file = self.folder / "rows.f16", self.folder / "done.u8"
-        if not rows_file.exists():
-            home = next(p for p in (self.folder, *self.folder.parents) if p.exists())
-            free = shutil.disk_usage(home).free
-            if self.size > limit_gb * 1e9 or self.size > 0.9 * free:
-                raise ValueError(
-                    f"Caching targets of {images:,} pictures needs {self.size / 1e9:,.1f} GB; the limit is "
-                    f"{limit_gb:g} GB and {free / 1e9:,.1f} GB are free: raise cache_limit_gb, use fewer pictures, or "
-                    "leave the cache off (targets are then computed each epoch)."
-                )
+        if not (self.folder / "cache.json").exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "cache.json", {"images": images, "shapes": self.shapes, "bytes": self.size})
         width = sum(t * w for t, w in self.shapes.values())
-        self._rows = _map(rows_file, np.float16, (images, width))
-        self._done = _map(done_file, np.uint8, (images,))
+        self._rows = _map(self.folder / "rows.f16", np.float16, (images, width))
+        self._done = _map(self.folder / "done.u8", np.uint8, (images,))
 
     def has(self, rows: Sequence[int]) -> bool:
         """Whether all these rows are written."""

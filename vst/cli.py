@@ -24,31 +24,37 @@ class TreeArgs:
 
     Attributes:
         trunk: source of the model that sees the pixels: timm:NAME, hf:ID-or-folder, open_clip:ARCH/TAG or a ready name.
-        branches: sources of the other models.
-        splits: trunk depths to hold stitches for.
+        branches: sources of the other models, or a mapping from names to sources.
+        splits: trunk depths to hold stitches for, for all branches or by branch name.
         image_size: side of the pictures in pixels, a multiple of the trunk's patch; default: the trunk's own.
+        enters: by branch name, its own depth for each split; default: the same relative depth.
         stitch: family, or {family: ..., option: ...}; default: the library's.
         keep_trunk: whether the trunk's own tail is a branch.
         feature_layer: hidden state that is read of every model (-2: last block but one, as LLaVA).
         feature_norm: apply each model's final norm to it.
         fusion: channel, additive, interleave or sequence.
+        fusion_weights: of additive, one a branch.
         normalise: layer or none, before fusion.
         cut: crop, squash or pad: how a picture becomes square.
+        split: default split; default: the deepest.
         pretrained: false for random weights (timing, tests).
         seed: of random weights.
     """
 
     trunk: str
-    branches: list[str]
-    splits: list[int]
+    branches: list[str] | dict[str, str]
+    splits: list[int] | dict[str, list[int]]
     image_size: int | None = None
+    enters: dict[str, list[int]] | None = None
     stitch: str | dict[str, Any] | None = None
     keep_trunk: bool = True
     feature_layer: int = -2
     feature_norm: bool = False
     fusion: str = "channel"
+    fusion_weights: list[float] | None = None
     normalise: str = "layer"
     cut: str = "crop"
+    split: int | None = None
     pretrained: bool = True
     seed: int = 0
 
@@ -109,9 +115,8 @@ def inspect(path: str, dtype: str = "float16") -> None:
     from vst.report import inspect_tree
     from vst.saving import read_config
 
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"dtype is {dtype!r}; expected float32, float16 or bfloat16.")
-    inspect_tree(read_config(path)[1], getattr(torch, dtype))
+    kind = _dtype(dtype)
+    inspect_tree(read_config(path)[1], kind)
 
 
 def latency(
@@ -147,13 +152,13 @@ def latency(
 
     if (path is None) == (tree is None):
         raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kind, device = _dtype(dtype), _device(device)
     options = {"batch_size": batch_size, "repeats": repeats, "device": device, "dtype": dtype}
     model = VSTEncoder.from_pretrained(path) if path is not None else tree.build()  # type: ignore[union-attr]
     run = None
     if out is not None:
         run = Run(out, {"tree": model.config.to_dict(), **options}, overwrite=overwrite, device=device)
-    rows = measure_tree(model, batch_size=batch_size, repeats=repeats, device=device, dtype=getattr(torch, dtype))
+    rows = measure_tree(model, batch_size=batch_size, repeats=repeats, device=device, dtype=kind)
     latency_table(rows)
     if run is not None:
         run.finish(rows)
@@ -174,13 +179,27 @@ def demo(
     run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
 
 
+def _dtype(name: str) -> torch.dtype:
+    if name not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype is {name!r}; expected float32, float16 or bfloat16.")
+    return getattr(torch, name)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device is {name!r}; expected auto, cpu, or cuda where a CUDA device is present.")
+    return name
+
+
 COMMANDS = (fit, inspect, latency, demo)
 
 
 def command(function: Callable[..., Any], args: list[str] | None = None) -> None:
     """Run one function as a script of its own, its parameters as options (``train/stitch.py`` and its like)."""
     parsed = _add(_parser(), function)
-    _call(function, parsed.instantiate_classes(parsed.parse_args(args)).as_dict())
+    _call(function, parsed.instantiate_classes(parsed.parse_args(_flags(args))).as_dict())
 
 
 def parser() -> Any:
@@ -195,9 +214,20 @@ def parser() -> Any:
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``vst``."""
     made = parser()
-    values = made.instantiate_classes(made.parse_args(args)).as_dict()
+    values = made.instantiate_classes(made.parse_args(_flags(args))).as_dict()
     function = next(f for f in COMMANDS if f.__name__ == values["subcommand"])
     _call(function, values[function.__name__])
+
+
+def _flags(args: list[str] | None) -> list[str]:
+    """Let ``--resume`` and ``--overwrite`` stand alone, as well as with true or false."""
+    out: list[str] = []
+    given = sys.argv[1:] if args is None else args
+    for word, after in zip(given, [*given[1:], ""], strict=True):
+        out.append(word)
+        if word in ("--resume", "--overwrite") and after not in ("true", "false"):
+            out.append("true")
+    return out
 
 
 def _parser(**options: Any) -> Any:

@@ -161,49 +161,57 @@ class VSTConfig:
         """One split for every branch, from an int, a dict by branch, or None for the default.
 
         Raises:
-            ValueError: a split that is not held, a branch that does not exist, or no default.
+            ValueError: a split that is not held, a branch that does not exist.
         """
+        if split is None:
+            split = self.default_split()
         if isinstance(split, Mapping):
             names = [b.name for b in self.branches]
             if set(split) != set(names):
                 raise ValueError(f"Splits by branch were given for {sorted(split)}; expected exactly {sorted(names)}.")
             chosen = dict(split)
         else:
-            default = self.default_split() if split is None and self.branches else split
-            chosen = {b.name: default for b in self.branches}  # type: ignore[misc]
+            chosen = {b.name: split for b in self.branches}
         for branch in self.branches:
             branch.enter(chosen[branch.name])
         return chosen
 
-    def default_split(self) -> int:
-        """``split`` if set, else the deepest split that every branch holds.
-
-        Raises:
-            ValueError: the branches have no split in common.
-        """
+    def default_split(self) -> int | dict[str, int]:
+        """``split`` if set, else the deepest that every branch holds, else each branch's own deepest."""
         if self.split is not None:
             return self.split
-        if not self.splits:
-            held = {b.name: list(b.splits) for b in self.branches}
-            raise ValueError(f"The branches have no split in common ({held}): pass split={{branch: depth}}.")
-        return self.splits[-1]
+        return self.splits[-1] if self.splits else {b.name: b.splits[-1] for b in self.branches}
+
+    def choices(self) -> dict[str, int | dict[str, int]]:
+        """Splits worth a row in a table, by label: those in common, else each branch's shallowest and deepest."""
+        if self.splits:
+            return {f"VST-{split}": split for split in self.splits}
+        ends = {"shallowest": 0, "deepest": -1} if self.branches else {}
+        return {f"VST {label}": {b.name: b.splits[at] for b in self.branches} for label, at in ends.items()}
 
     def trunk_depth(self) -> int:
         """How many trunk blocks are held: to the deepest split, and to the trunk's own features if they are kept."""
         deepest = max((split for b in self.branches for split in b.splits), default=0)
         return max(deepest, self.trunk_stop if self.keep_trunk else 0)
 
-    def pruned(self, splits: Iterable[int]) -> VSTConfig:
-        """The same tree with fewer splits.
+    def pruned(self, splits: Iterable[int] | Mapping[str, Iterable[int]]) -> VSTConfig:
+        """The same tree with fewer splits, the same for all branches or by branch name.
 
         Raises:
-            ValueError: a split that a branch does not hold.
+            ValueError: a split that a branch does not hold, or names that are not the branches'.
         """
-        wanted = sorted(set(splits))
+        names = [b.name for b in self.branches]
+        if not isinstance(splits, Mapping):
+            own = list(splits)
+            splits = {name: own for name in names}  # noqa: C420 (read only)
+        if set(splits) != set(names):
+            raise ValueError(f"Splits by branch were given for {sorted(splits)}; expected exactly {sorted(names)}.")
+        wanted = {name: tuple(sorted(set(own))) for name, own in splits.items()}
         branches = tuple(
-            replace(b, splits=tuple(wanted), enters=tuple(b.enter(s) for s in wanted)) for b in self.branches
+            replace(b, splits=wanted[b.name], enters=tuple(b.enter(s) for s in wanted[b.name])) for b in self.branches
         )
-        return replace(self, branches=branches, split=self.split if self.split in wanted else None)
+        kept = all(self.split in own for own in wanted.values())
+        return replace(self, branches=branches, split=self.split if kept else None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types, with ``model_type`` first."""
@@ -255,7 +263,11 @@ class VSTConfig:
         except KeyError as error:
             raise ValueError(f"A tree's config lacks the field {error}: is it damaged, or not a tree's?") from error
         weights = values.pop("fusion_weights", None)
-        return cls(trunk=trunk, branches=branches, fusion_weights=tuple(weights) if weights else None, **values)
+        weights = None if weights is None else tuple(weights)
+        try:
+            return cls(trunk=trunk, branches=branches, fusion_weights=weights, **values)
+        except TypeError as error:
+            raise ValueError(f"A tree's config is incomplete ({error}): is it damaged?") from error
 
 
 def feature_depth(spec: VFMSpec, layer: int) -> int:

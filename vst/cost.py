@@ -41,11 +41,11 @@ class Cost:
         return 2 * self.macs
 
 
-def model_cost(spec: VFMSpec, grid: int, stop: int) -> Cost:
-    """One model alone, up to depth ``stop``."""
+def model_cost(spec: VFMSpec, grid: int, stop: int, *, norm: bool = False) -> Cost:
+    """One model alone, up to depth ``stop``, with or without its final norm."""
     patches = grid**2
     with torch.device("meta"):
-        model = VFM(spec, grid, stop=stop, norm=False)
+        model = VFM(spec, grid, stop=stop, norm=norm)
     return Cost(spec.stem_macs(patches) + stop * spec.block_macs(patches), 0, 0, _size(model))
 
 
@@ -69,14 +69,16 @@ def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -
         stitch = branch.stitches[str(split_b)]
         stitches += stitch.macs(patches)
         tails += (b.stop - b.enter(split_b)) * b.spec.block_macs(patches)
+        parameters += _size(branch.tail.norm) if branch.tail.norm is not None else 0
         parameters += _size(stitch) + sum(_size(m) for i, m in branch.tail.blocks.items() if int(i) >= b.enter(split_b))
     return Cost(trunk, stitches, tails, parameters)
 
 
 def full_cost(config: VSTConfig) -> Cost:
     """Every model of the tree's features in full: what today's multi-encoder towers pay."""
-    costs = [model_cost(config.trunk, config.grid, config.trunk_stop)] if config.keep_trunk else []
-    costs += [model_cost(b.spec, config.grid, b.stop) for b in config.branches]
+    grid, norm = config.grid, config.feature_norm
+    costs = [model_cost(config.trunk, grid, config.trunk_stop, norm=norm)] if config.keep_trunk else []
+    costs += [model_cost(b.spec, grid, b.stop, norm=norm) for b in config.branches]
     return Cost(sum(c.trunk for c in costs), 0, 0, sum(c.parameters for c in costs))
 
 

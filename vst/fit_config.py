@@ -43,7 +43,7 @@ class FitConfig:
     penalty: float = 1e-3
     epochs: int = 1
     batch_size: int = 16
-    lr: float = 1e-3
+    lr: float = 3e-4
     weight_decay: float = 0.0
     warmup: float = 0.03
     heldout: int = 64

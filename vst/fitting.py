@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,18 +15,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from vst.cache import TargetCache, digest
+from vst.cache import TargetCache, check_room, digest
 from vst.fit_config import FitConfig, FitResult
-from vst.heldout import TRUNK_PIXELS, StitchReport, evaluate_stitches, transforms
+from vst.heldout import TRUNK_PIXELS, StitchReport, UnreadableHeldout, evaluate_stitches, transforms
 from vst.matching import Calibrations, Matcher, Teacher
 from vst.pictures import ImageSet, collate
-from vst.processes import accelerator_for, check_engine, gathered
+from vst.processes import accelerator_for, check_engine, gathered, uses_bf16
 from vst.progress import progress, track
 from vst.runs import Run, write_json
 from vst.tree import VSTEncoder
 from vst.vfm import VFM
 
 STATE = "state"
+OPERATIONAL = ("workers", "save_every", "cache", "cache_limit_gb", "checkpointing")
 
 
 def fit_stitches(
@@ -68,7 +70,12 @@ def fit_stitches(
         RuntimeError: a loss that is not finite.
     """
     config = replace(config or FitConfig(), **changes)
-    return _Fit(tree, images, config, targets, heldout_images, show_progress).run(folder, resume, overwrite)
+    home = next(tree.parameters()).device
+    try:
+        return _Fit(tree, images, config, targets, heldout_images, show_progress).run(folder, resume, overwrite)
+    finally:
+        for model in (tree, *(targets or {}).values()):
+            model.to(home)
 
 
 class _Fit:
@@ -90,18 +97,24 @@ class _Fit:
         self.main = self.accelerator.is_main_process
         self.show = show and self.main
         self.device = self.accelerator.device
+        if any(p.dtype != torch.float32 for s in tree.stitches().values() for p in s.parameters()):
+            raise ValueError("The tree's stitches are not fp32; load it with dtype=torch.float32 to fit them.")
+        self.bf16 = uses_bf16(config, self.device)
         self.data = ImageSet(images, transforms(tree), limit=config.limit)
-        self.heldout_images = heldout_images
-        self.train, self.heldout = self._divide()
+        self.heldout_data = self.data if heldout_images is None else ImageSet(heldout_images, transforms(tree))
+        self.train, self.heldout = self._divide(heldout_images is None)
         self.teacher = Teacher(tree, targets).to(self.device)
         self.skipped: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.caches: dict[str, TargetCache] = {}
 
-    def _divide(self) -> tuple[list[int], list[int]]:
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _divide(self, hold_out: bool) -> tuple[list[int], list[int]]:
         order = torch.randperm(len(self.data), generator=_generator(self.config.seed)).tolist()
-        if self.heldout_images is not None:
-            return order, []
+        if not hold_out:
+            return order, list(range(len(self.heldout_data)))
         held = min(self.config.heldout, len(order) // 5)
         if not held:
             raise ValueError(
@@ -134,7 +147,14 @@ class _Fit:
             if resume or overwrite:
                 raise ValueError("resume and overwrite need a folder: name the run's.")
             return None
-        facts = {"fit": asdict(self.config), "tree": self.tree.config.to_dict(), "pictures": len(self.data)}
+        # What a resumed run may change without changing its result is left out.
+        fit = {k: v for k, v in asdict(self.config).items() if k not in OPERATIONAL}
+        facts = {
+            "fit": {**fit, "precision": "bf16" if self.bf16 else "fp32"},
+            "tree": self.tree.config.to_dict(),
+            "pictures": {"count": len(self.data), "fingerprint": self.data.fingerprint()},
+            "heldout": {"count": len(self.heldout), "fingerprint": self.heldout_data.fingerprint()},
+        }
         run = None
         if self.main:
             run = Run(folder, facts, resume=resume, overwrite=overwrite)
@@ -144,7 +164,7 @@ class _Fit:
         return run or Run(folder, facts, resume=True)
 
     def _batch(self, pixels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: p.to(self.device, non_blocking=True) for name, p in pixels.items()}
+        return {name: p.to(self.device) for name, p in pixels.items()}
 
     @torch.no_grad()
     def _calibrate(self, matcher: Matcher | None) -> dict[str, float | None]:
@@ -158,7 +178,7 @@ class _Fit:
             if kept:
                 seen += len(kept)
                 pixels = self._batch(pixels)
-                with self.accelerator.autocast():
+                with self._autocast():
                     taps = self.teacher.taps(pixels[TRUNK_PIXELS])
                     targets = {n: self.teacher.target(n, pixels[f"target_{n}"]) for n in self.tree.branches}
                 sums.update(taps, targets)
@@ -189,8 +209,6 @@ class _Fit:
         check_engine(config, model)
         if config.cache is not None:
             self._open_caches(matcher)
-        for branch in self.tree.branches.values():
-            branch.tail.checkpointing = config.checkpointing
         plan, first, history = self._plan(), 0, []
         if state is not None:
             accelerator.load_state(str(state))
@@ -201,26 +219,31 @@ class _Fit:
         shares = [batch[rank::world] for batch in plan[first:]]
         loader = DataLoader(self.data, batch_sampler=_Shares(shares), collate_fn=collate, num_workers=config.workers)
         began, window = time.monotonic(), _Window(matcher.keys)
-        with progress(f"{config.objective} fit", len(plan), self.show) as bar:
-            bar.skip(first)
-            for step, (pixels, kept, skipped) in enumerate(loader, start=first):
-                self.skipped.update({s.name: s.reason for s in skipped})
-                rate = config.lr * _schedule(step, len(plan), config.warmup)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                rows = [shares[step - first][i] for i in kept]
-                losses = self._step(model, matcher, optimizer, self._batch(pixels), rows)
-                if losses is not None:
-                    window.add(losses)
-                last = step + 1 == len(plan)
-                if last or (step + 1) % 10 == 0:
-                    history.append({"step": step + 1, "lr": rate, **window.mean(accelerator, step + 1)})
-                bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
-                if run is not None and not last and (step + 1) % config.save_every == 0:
-                    self._save_state(run, step + 1, history, explained)
-        self.seconds["fit"] = time.monotonic() - began
         for branch in self.tree.branches.values():
-            branch.tail.checkpointing = False
+            branch.tail.checkpointing = config.checkpointing
+        try:
+            with progress(f"{config.objective} fit", len(plan), self.show) as bar:
+                bar.skip(first)
+                for step, (pixels, kept, skipped) in enumerate(loader, start=first):
+                    self.skipped.update({s.name: s.reason for s in skipped})
+                    rate = config.lr * _schedule(step, len(plan), config.warmup)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    rows = [shares[step - first][i] for i in kept]
+                    losses = self._step(model, matcher, optimizer, self._batch(pixels), rows)
+                    if losses is not None:
+                        window.add(losses)
+                    last = step + 1 == len(plan)
+                    save = run is not None and not last and (step + 1) % config.save_every == 0
+                    if last or save or (step + 1) % 10 == 0:
+                        history.append({"step": step + 1, "lr": rate, **window.mean(accelerator, step + 1)})
+                    bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
+                    if run is not None and save:
+                        self._save_state(run, step + 1, history, explained)
+        finally:
+            for branch in self.tree.branches.values():
+                branch.tail.checkpointing = False
+        self.seconds["fit"] = time.monotonic() - began
         return len(plan), history, explained
 
     def _step(self, model: Any, matcher: Matcher, optimizer: Any, pixels: Any, rows: list[int]) -> torch.Tensor | None:
@@ -235,12 +258,13 @@ class _Fit:
         elif not rows:
             return None
         if rows:
-            with accelerator.autocast():
+            with self._autocast():
                 taps = self.teacher.taps(pixels[TRUNK_PIXELS])
                 targets = {n: self._targets(matcher, n, pixels[f"target_{n}"], rows) for n in self.tree.branches}
         else:
             taps, targets = self._blank(matcher)
-        losses = model(taps, targets)
+        with self._autocast():
+            losses = model(taps, targets)
         accelerator.backward(losses.sum() * share)
         optimizer.step()
         optimizer.zero_grad()
@@ -251,9 +275,10 @@ class _Fit:
         """Stand-ins for a process without a readable picture: it takes part in the exchange of gradients, times 0."""
         size = self.data.transforms
         pixels = {n: torch.zeros(1, 3, t.size, t.size, device=self.device) for n, t in size.items()}
-        taps = self.teacher.taps(pixels[TRUNK_PIXELS])
         names = self.tree.branches
-        return taps, {n: matcher.wanted(n, self.teacher.target(n, pixels[f"target_{n}"])) for n in names}
+        with self._autocast():
+            taps = self.teacher.taps(pixels[TRUNK_PIXELS])
+            return taps, {n: matcher.wanted(n, self.teacher.target(n, pixels[f"target_{n}"])) for n in names}
 
     def _targets(self, matcher: Matcher, name: str, pixels: torch.Tensor, rows: Sequence[int]) -> Any:
         cache = self.caches.get(name)
@@ -264,31 +289,31 @@ class _Fit:
         return cache.read(rows, self.device)  # read back even when just written: every epoch sees the same rounding
 
     def _open_caches(self, matcher: Matcher) -> None:
-        config, grid = self.config, self.tree.config.grid
+        grid, root = self.tree.config.grid, self.config.cache or ""
         fingerprint = self.data.fingerprint()
+        wanted: dict[str, tuple[str, dict[int, tuple[int, int]]]] = {}
         for name, branch in self.tree.branches.items():
             b = branch.config
             if matcher.objective == "ffm":
                 shapes = {b.stop: (grid**2, b.spec.width)}
             else:
                 shapes = dict.fromkeys(b.enters, (b.spec.prefix + grid**2, b.spec.width))
-            head = self.teacher.heads[name]
-            key = digest(
-                {
-                    "pictures": fingerprint,
-                    "transform": repr(self.data.transforms[f"target_{name}"]),
-                    "spec": b.spec.to_dict(),
-                    "shapes": shapes,
-                    "precision": str(self.accelerator.mixed_precision),
-                },
-                {f"head.{k}": v for k, v in head.state_dict().items()}
-                | {f"tail.{k}": v for k, v in branch.tail.state_dict().items()},
-            )
-            if self.main:
-                self.caches[name] = TargetCache(config.cache or "", key, len(self.data), shapes, config.cache_limit_gb)
-            self.accelerator.wait_for_everyone()
-            if not self.main:
-                self.caches[name] = TargetCache(config.cache or "", key, len(self.data), shapes, config.cache_limit_gb)
+            facts = {
+                "pictures": fingerprint,
+                "transform": repr(self.data.transforms[f"target_{name}"]),
+                "spec": b.spec.to_dict(),
+                "shapes": shapes,
+                "bf16": self.bf16,
+            }
+            weights = {f"head.{k}": v for k, v in self.teacher.heads[name].state_dict().items()}
+            weights |= {f"tail.{k}": v for k, v in branch.tail.state_dict().items()}
+            wanted[name] = digest(facts, weights), shapes
+        if self.main:
+            check_room(root, dict(wanted.values()), len(self.data), self.config.cache_limit_gb)
+            for key, shapes in wanted.values():
+                TargetCache(root, key, len(self.data), shapes)
+        self.accelerator.wait_for_everyone()
+        self.caches = {n: TargetCache(root, key, len(self.data), shapes) for n, (key, shapes) in wanted.items()}
 
     def _save_state(
         self, run: Run, step: int, history: list[dict[str, float]], explained: dict[str, float | None]
@@ -319,26 +344,33 @@ class _Fit:
         skipped = gathered(self.accelerator, self.skipped)
         reports: list[StitchReport] = []
         if self.main:
+            if run is not None:  # before the report, so that nothing can cost what was trained
+                self.tree.save_stitches(run.path("stitches"), overwrite=True)
             at = time.monotonic()
-            images, indices = (self.data, self.heldout) if self.heldout_images is None else (self.heldout_images, None)
-            reports = evaluate_stitches(
-                self.tree, images, targets=self.teacher, indices=indices, skipped=self.skipped, show_progress=self.show
-            )
-            skipped = dict(sorted({**skipped, **self.skipped}.items()))
+            try:
+                reports = evaluate_stitches(
+                    self.tree,
+                    self.heldout_data,
+                    targets=self.teacher,
+                    indices=self.heldout,
+                    skipped=skipped,
+                    show_progress=self.show,
+                )
+            except UnreadableHeldout as error:
+                warnings.warn(f"No report: {error}", stacklevel=2)
             self.seconds["report"] = time.monotonic() - at
         self.seconds["total"] = time.monotonic() - began
         result = FitResult(
             reports=reports,
             explained=explained,
             history=history,
-            skipped=skipped,
+            skipped=dict(sorted(skipped.items())),
             steps=steps,
             pictures=len(self.train),
             seconds=dict(self.seconds),
             cache_bytes=sum(c.size for c in self.caches.values()),
         )
         if run is not None and self.main:
-            self.tree.save_stitches(run.path("stitches"), overwrite=True)
             run.finish(result.to_dict())
             shutil.rmtree(run.path(STATE), ignore_errors=True)
         return result

@@ -20,6 +20,10 @@ from vst.vfm import VFM
 TRUNK_PIXELS = "trunk"
 
 
+class UnreadableHeldout(ValueError):
+    """None of the held-out pictures could be read."""
+
+
 @dataclass(frozen=True)
 class StitchReport:
     """One stitch on held-out pictures; patch tokens only.
@@ -74,12 +78,13 @@ def evaluate_stitches(
     Args:
         tree: on any device.
         images: anything that :class:`vst.images.ImageSet` takes, or an ``ImageSet`` with this tree's transforms.
-        targets: whole target models by branch, or a teacher; default: loaded from the sources.
+        targets: whole target models by branch (moved to the tree's device), or a teacher; default: loaded from the
+            sources.
         indices: use only these pictures.
         skipped: filled with the reason by name of every picture that could not be read.
 
     Raises:
-        ValueError: no picture could be read.
+        UnreadableHeldout: no picture could be read.
     """
     teacher = targets if isinstance(targets, Teacher) else Teacher(tree, targets)
     device = next(tree.parameters()).device
@@ -108,7 +113,7 @@ def evaluate_stitches(
                 distance[name, split].update(branch.tail.patches(z), wanted)
                 final[name, split].update(branch.tail.patches(y1), branch.tail.patches(target.final))
     if not pictures:
-        raise ValueError(f"None of {len(subset)} held-out pictures could be read: give readable ones.")
+        raise UnreadableHeldout(f"None of {len(subset)} held-out pictures could be read: give readable ones.")
     reports = []
     for name, split in keys:
         config = tree.branches[name].config

@@ -5,6 +5,7 @@ Absolute times belong to the machine they were taken on; ratios, pair by pair ag
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -119,7 +120,7 @@ def measure_tree(
     """
     config = tree.config
     full = FullEncoders.load(config, pretrained=False).to(device, dtype)
-    tree = tree.to(device, dtype)
+    model = copy.deepcopy(tree).to(device, dtype)  # the caller's tree keeps its device and dtype
     pixels = torch.randn(batch_size, 3, config.image_size, config.image_size, device=device, dtype=dtype)
     each = {
         n: torch.randn(batch_size, 3, m.image_size, m.image_size, device=device, dtype=dtype)
@@ -129,18 +130,18 @@ def measure_tree(
     calls: dict[str, Callable[[], Any]] = {ALL: lambda: full(each)}
     for n, single in singles.items():
         calls[f"{n} alone"] = lambda single=single: single(each)  # type: ignore[misc]
-    for s in tree.splits:
-        calls[f"VST-{s}"] = lambda s=s: tree(pixels, split=s)  # type: ignore[misc]
+    for label, s in config.choices().items():
+        calls[label] = lambda s=s: model(pixels, split=s)  # type: ignore[misc]
     times = measure(calls, reference=ALL, repeats=repeats, device=device, show_progress=show_progress)
     whole = full_cost(config).flops
-    flops = {ALL: whole} | {f"VST-{s}": tree_cost(config, s).flops for s in tree.splits}
+    flops = {ALL: whole} | {label: tree_cost(config, s).flops for label, s in config.choices().items()}
     for n, m in full.models.items():
         flops[f"{n} alone"] = model_cost(m.spec, config.grid, m.stop).flops
     return [
         {
             "name": name,
-            "kind": "full" if name == ALL else "split" if name.startswith("VST-") else "single",
-            "split": int(name[4:]) if name.startswith("VST-") else None,
+            "kind": "full" if name == ALL else "split" if name in config.choices() else "single",
+            "split": config.choices().get(name),
             "gflops": flops[name] / 1e9,
             "flops_ratio": flops[name] / whole,
             **times[name].to_dict(),

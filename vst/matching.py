@@ -51,9 +51,10 @@ class Teacher:
         self.heads = dict(targets) if targets is not None else load_heads(tree)
         if set(self.heads) != set(tree.branches):
             raise ValueError(f"Targets were given for {sorted(self.heads)}; the branches are {sorted(tree.branches)}.")
+        dtype = next(tree.trunk.parameters()).dtype
         for name, head in self.heads.items():
+            head.requires_grad_(False).to(dtype)
             _check_head(name, head, tree)
-            head.requires_grad_(False)
 
     def to(self, device: torch.device) -> Teacher:
         """Move tree and targets; returns self."""
@@ -62,18 +63,21 @@ class Teacher:
             head.to(device)
         return self
 
+    def _cast(self, pixels: Tensor) -> Tensor:
+        return pixels.to(next(self.tree.trunk.parameters()).dtype)
+
     @torch.no_grad()
     def taps(self, pixels: Tensor) -> dict[int, Tensor]:
         """The trunk's tokens at every depth that a stitch reads."""
         branches = self.tree.config.branches
-        return self.tree.trunk.taps(pixels, {b.reads(s) for b in branches for s in b.splits})
+        return self.tree.trunk.taps(self._cast(pixels), {b.reads(s) for b in branches for s in b.splits})
 
     @torch.no_grad()
     def target(self, name: str, pixels: Tensor) -> Target:
         """The target's own tokens for pictures in its own size and normalisation."""
         head, branch = self.heads[name], self.tree.branches[name]
         enters = sorted(set(branch.config.enters))
-        at, x, seams = enters[0], head.taps(pixels, [enters[0]])[enters[0]], {}
+        at, x, seams = enters[0], head.taps(self._cast(pixels), [enters[0]])[enters[0]], {}
         for enter in enters:
             x = branch.tail.run(x, at, enter)
             at, seams[enter] = enter, x
@@ -139,7 +143,9 @@ class Matcher(nn.Module):
 
     @torch.no_grad()
     def set_scale(self, name: str, split: int, std: Tensor) -> None:
-        """Units of the loss at one stitch: the target's standard deviation by channel ``[D]``."""
+        """Units of the loss at one stitch: the target's standard deviation by channel ``[D]`` (none after a norm)."""
+        if self.match == "norm":
+            return
         std = std if self.match == "channel" else (std**2).mean().sqrt().expand_as(std)
         getattr(self, f"std_{name}_{split}").copy_(std)
 

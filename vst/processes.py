@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ def accelerator_for(config: FitConfig) -> Any:
     except ImportError as error:
         raise ImportError('Fitting needs accelerate: pip install "vfm-stitch-tree[fit]".') from error
     gpu = torch.cuda.is_available()
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and gpu and torch.cuda.is_bf16_supported())
     plugin = None
     if config.deepspeed is not None:
         facts = json.loads(Path(config.deepspeed).read_text())
@@ -37,6 +37,8 @@ def accelerator_for(config: FitConfig) -> Any:
         facts.setdefault("gradient_accumulation_steps", 1)
         if facts["gradient_accumulation_steps"] != 1:
             raise ValueError(f"{config.deepspeed} accumulates gradients; set gradient_accumulation_steps to 1.")
+        if any(facts.get(kind, {}).get("enabled") for kind in ("bf16", "fp16")):
+            raise ValueError(f"{config.deepspeed} sets a precision; leave it out and use precision (--fit.precision).")
         facts["train_micro_batch_size_per_gpu"] = 1  # a formality: batches are drawn here, by config.batch_size
         facts.pop("train_batch_size", None)
         if "RANK" not in os.environ:
@@ -44,14 +46,20 @@ def accelerator_for(config: FitConfig) -> Any:
                 "A DeepSpeed config needs a launcher, also for one process: use torchrun --nproc_per_node 1 ..."
             )
         plugin = DeepSpeedPlugin(hf_ds_config=facts)
-    # On a CPU, cpu=True would make accelerate drop DeepSpeed without a word; without it gloo has to be named.
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if plugin is not None and not gpu else []
-    return Accelerator(
-        cpu=not gpu and plugin is None,
-        mixed_precision="bf16" if bf16 else "no",
-        deepspeed_plugin=plugin,
-        kwargs_handlers=handlers,
-    )
+    handlers = []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or plugin is not None:
+        # The report is one process' work: the others wait for it longer than the default ten minutes.
+        backend = "nccl" if gpu else "gloo"
+        handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=6)))
+    # On a CPU, cpu=True would make accelerate drop DeepSpeed without a word.
+    return Accelerator(cpu=not gpu and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers)
+
+
+def uses_bf16(config: FitConfig, device: torch.device) -> bool:
+    """Whether frozen models and stitches run under bf16 autocast (parameters stay fp32)."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return config.precision == "bf16"
 
 
 def check_engine(config: FitConfig, model: Any) -> None:

@@ -137,11 +137,12 @@ def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
     )
     whole = full_cost(config)
     rows: list[tuple[object, ...]] = []
-    for split in config.splits:
+    default = config.default_split() if config.branches else None
+    for label, split in config.choices().items():
         cost = tree_cost(config, split)
         rows.append(
             (
-                f"VST-{split}" + (" (default)" if split == config.default_split() else ""),
+                label + (" (default)" if split == default else ""),
                 f"{cost.flops / 1e9:.2f}",
                 cost.flops / whole.flops,
                 f"{100 * block_figure(config, split):.1f} %",

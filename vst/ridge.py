@@ -62,7 +62,7 @@ class RidgeSums:
             self._sums[name] = self._sums[name] + part if name in self._sums else part
         kept = sum(len(s) for s in self._sample)
         if kept < _KEPT_ROWS:
-            self._sample.append(x[: min(256, _KEPT_ROWS - kept)].clone())
+            self._sample.append(x[:: -(-len(x) // 256)][: _KEPT_ROWS - kept].clone())  # spread over the batch
         self.rows += len(x)
 
     def y_std(self) -> Tensor:

@@ -5,9 +5,8 @@ Written to temporary files and renamed, never over an existing tree unless asked
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,7 +93,7 @@ class OnDisk(nn.Module):
         cls: type[Tree],
         source: str | Path,
         *,
-        splits: Iterable[int] | None = None,
+        splits: Iterable[int] | Mapping[str, Iterable[int]] | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
     ) -> Tree:
@@ -102,7 +101,7 @@ class OnDisk(nn.Module):
 
         Args:
             source: folder of :meth:`save_pretrained` or :meth:`save_stitches`, or a hub id.
-            splits: keep only these; only the blocks that they need are read.
+            splits: keep only these, for all branches or by branch name; only the blocks that they need are read.
             dtype: floating dtype to load into; default: as saved.
             revision: of a hub id.
 
@@ -142,10 +141,7 @@ def read_config(source: str | Path, revision: str | None = None) -> tuple[Path, 
         folder = _from_hub(str(source), revision)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained.")
-    try:
-        values = read_json(folder / CONFIG)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON ({error}): the file is damaged.") from error
+    values = read_json(folder / CONFIG)
     if not isinstance(values, dict):
         raise ValueError(f"{folder / CONFIG} holds a {type(values).__name__}; expected a tree's config.")
     return folder, VSTConfig.from_dict(values)

@@ -183,8 +183,11 @@ class Stitch(nn.Module):
         return None
 
     def macs(self, tokens: int) -> int:
-        """Multiply-accumulates for one picture with ``tokens`` patch tokens (matrix products only)."""
-        raise NotImplementedError
+        """Multiply-accumulates for one picture with ``tokens`` patch tokens (matrix products only).
+
+        By default every ``nn.Linear`` once a patch token; a family that does otherwise says so.
+        """
+        return tokens * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
 
 
 class _Mapped(Stitch):

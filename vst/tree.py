@@ -188,8 +188,8 @@ class VSTEncoder(OnDisk):
         return self
 
     @property
-    def split(self) -> int:
-        """Split used where a call names none."""
+    def split(self) -> int | dict[str, int]:
+        """Split used where a call names none: one for all branches, or by branch where they have none in common."""
         return self.config.default_split()
 
     @split.setter

@@ -293,7 +293,7 @@ class VFM(nn.Module):
         return model.materialise()
 
     def materialise(self) -> VFM:
-        """Replace what a checkpoint does not carry (rotary tables, zero key biases) after a build on ``meta``."""
+        """Make what a checkpoint does not carry (DINOv3's zero key biases) after a build on ``meta``; returns self."""
         for name, buffer in list(self.named_buffers()):
             if buffer.is_meta and name.endswith("k_bias"):
                 owner: Any = self.get_submodule(name.rpartition(".")[0])

@@ -58,10 +58,10 @@ class DemoConfig:
     stitch: str = "mlp_skip"
     objectives: list[str] = field(default_factory=lambda: ["ffm"])
     seeds: list[int] = field(default_factory=lambda: [0])
-    pictures: int = 640
-    probe_train: int = 640
-    probe_test: int = 480
-    heldout: int = 160
+    pictures: int = 400
+    probe_train: int = 400
+    probe_test: int = 300
+    heldout: int = 96
     fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2))
     batch_size: int = 8
     repeats: int = 15
@@ -112,7 +112,7 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
         from vst.runs import read_json
 
         results = read_json(run.path("results.json"))["results"]
-        print(f"{folder} is complete; showing what is there (--overwrite true starts again).")
+        print(f"{folder} is complete; showing what is there (--overwrite starts again).")
         _show(results, run)
         return results
     found = assets.prepare()
@@ -123,9 +123,9 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
             job.fitted(seed, objective, overwrite)
     job.latency()
     results = job.results()
-    run.finish(results)
     accuracy_latency_plot(results, run.path("curve.png"))
     job.page(results)
+    run.finish(results)  # last: a run with results is complete
     _show(results, run)
     return results
 
@@ -138,6 +138,7 @@ def _show(results: dict[str, Any], run: Run) -> None:
 class _Job:
     def __init__(self, run: Run, config: DemoConfig, found: assets.Assets) -> None:
         self.run, self.config, self.assets = run, config, found
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.sources = {"dinov2": f"hf:{found.dinov2}", "clip": f"hf:{found.clip}"}
 
     def tree(self, seed: int, splits: Sequence[int] | None = None) -> VSTEncoder:
@@ -150,6 +151,15 @@ class _Job:
             seed=seed,
         )
 
+    def tokens(self, pictures: Sequence[emoji.Picture], full: FullEncoders, title: str) -> dict[str, torch.Tensor]:
+        """Every model's own patch tokens of pictures, on the CPU."""
+        out: dict[str, list[torch.Tensor]] = {}
+        for pixels in _batches(pictures, full.transforms(), title):
+            with torch.no_grad():
+                for name, tokens in full.branch_tokens({n: p.to(self.device) for n, p in pixels.items()}).items():
+                    out.setdefault(name, []).append(tokens.cpu())
+        return {name: torch.cat(parts) for name, parts in out.items()}
+
     def models_alone(self, seed: int) -> None:
         """Probe each model alone and both in full."""
         key = f"models-seed{seed}"
@@ -157,10 +167,12 @@ class _Job:
             return
         division = Division.draw(self.assets.emoji, self.config, seed)
         tree = self.tree(seed, [self.config.splits[0]])
-        full = FullEncoders.load(tree.config)
+        full = FullEncoders.load(tree.config).to(self.device)
         pooled = {}
         for part, pictures in (("train", division.train), ("test", division.test)):
-            tokens = _tokens(pictures, full.transforms(), full.branch_tokens, f"seed {seed}: models alone, {part}")
+            tokens = _tokens(
+                pictures, full.transforms(), full.branch_tokens, self.device, f"seed {seed}: models alone, {part}"
+            )
             names = list(tokens)
             for name in names:
                 pooled[f"{name} alone", part] = _pool(tree.config, [tokens[name]])
@@ -192,6 +204,7 @@ class _Job:
             overwrite=overwrite and folder.exists(),
         )
         stitch_table(result.reports)
+        tree.to(self.device)
         name = tree.config.branches[0].name
         pooled: dict[tuple[str, int, str], np.ndarray] = {}
         for part, pictures in (("train", division.train), ("test", division.test)):
@@ -199,7 +212,7 @@ class _Job:
             out: dict[tuple[str, int], list[torch.Tensor]] = {}
             for pixels in _batches(pictures, {"trunk": tree.transform()}, title):
                 with torch.no_grad():
-                    for split, tokens in tree.sweep(pixels["trunk"]).items():
+                    for split, tokens in tree.sweep(pixels["trunk"].to(self.device)).items():
                         out.setdefault(("branch", split), []).append(_pooled(tree.config, [tokens[name]]))
                         out.setdefault(("tree", split), []).append(_pooled(tree.config, list(tokens.values())))
             pooled |= {(what, split, part): torch.cat(x).numpy() for (what, split), x in out.items()}
@@ -218,7 +231,8 @@ class _Job:
         """Time the tree at every split beside each model alone and both in full."""
         if not self.run.has("latency"):
             tree = VSTEncoder.from_pretrained(self.run.path("tree"))
-            rows = measure_tree(tree, batch_size=self.config.batch_size, repeats=self.config.repeats)
+            options = {"batch_size": self.config.batch_size, "repeats": self.config.repeats}
+            rows = measure_tree(tree, device=self.device, **options)  # type: ignore[arg-type]
             self.run.add({"rows": rows, "batch_size": self.config.batch_size}, "latency")
 
     def results(self) -> dict[str, Any]:
@@ -253,7 +267,8 @@ class _Job:
             "batch_size": timing["batch_size"],
             "caption": f"DINOv2-S (saliency) trunk, CLIP-B/16 branch, {config.grid} x {config.grid} grid, "
             f"{self.config.stitch} stitch, {shown}; 20 emoji subcategories, {self.config.probe_test} held-out "
-            f"pictures, {count} seed{'s' if count > 1 else ''}; fp32, batch {timing['batch_size']}",
+            f"pictures, {count} seed{'s' if count > 1 else ''}; fp32, batch {timing['batch_size']}, "
+            f"{self.device.type}",
         }
 
     def page(self, results: dict[str, Any]) -> None:
@@ -261,7 +276,7 @@ class _Job:
         kept = VSTEncoder.from_pretrained(self.run.path("tree"))
         tree = VSTEncoder.from_config(replace(kept.config, grid=MAP_GRID))
         tree.load_state_dict({k: v for k, v in kept.state_dict().items() if ".stitches." in k}, strict=False)
-        full = FullEncoders.load(tree.config)
+        full = FullEncoders.load(tree.config).to(self.device)
         division = Division.draw(self.assets.emoji, self.config, self.config.seeds[-1])
         pictures, seen = [], set()
         for p in division.test:
@@ -270,7 +285,7 @@ class _Job:
                 seen.add(label)
                 pictures.append(p)
         pictures = pictures[:16]
-        own = _tokens(pictures, full.transforms(), full.branch_tokens, "feature maps")
+        own = self.tokens(pictures, full, "feature maps")
         trunk_name, name = tree.config.trunk_name, tree.config.branches[0].name
         with torch.no_grad():
             pixels = torch.stack([tree.transform()(emoji.open_picture(p)) for p in pictures])
@@ -299,21 +314,10 @@ def _batches(pictures: Sequence[emoji.Picture], transforms: dict[str, ImageTrans
         yield {name: torch.stack([t(i) for i in images]) for name, t in transforms.items()}
 
 
-def _tokens(
-    pictures: Sequence[emoji.Picture], transforms: dict[str, ImageTransform], model: Any, title: str
-) -> dict[str, torch.Tensor]:
-    out: dict[str, list[torch.Tensor]] = {}
-    for pixels in _batches(pictures, transforms, title):
-        with torch.no_grad():
-            for name, tokens in model(pixels).items():
-                out.setdefault(name, []).append(tokens)
-    return {name: torch.cat(parts) for name, parts in out.items()}
-
-
 def _pooled(config: VSTConfig, tokens: list[torch.Tensor]) -> torch.Tensor:
     """What a tower gives, pooled: branches normalised and set side by side as the tree does, mean over tokens."""
     widths = {str(i): t.shape[-1] for i, t in enumerate(tokens)}
-    return Fusion("channel", widths, normalise=config.normalise)(tokens).mean(1)
+    return Fusion("channel", widths, normalise=config.normalise)(tokens).mean(1).cpu()
 
 
 def _pool(config: VSTConfig, tokens: list[torch.Tensor]) -> np.ndarray:

@@ -68,8 +68,8 @@ Latency is measured on this machine with all towers interleaved; ratios are medi
 directions and scale: the same colour is the same feature. DINOv2's map has directions of its own.</p>
 <div class="maps"><table><thead><tr><th>picture</th>{"".join(f"<th>{html.escape(h)}</th>" for h in columns)}</tr></thead>
 <tbody>{maps}</tbody></table></div>
-<p class="note"><small>The pictures were held out. Maps are drawn at a 14 x 14 grid with stitches that were fitted at
-8 x 8: a stitch maps token by token. The DINOv2 weights were trained further for saliency by their publisher; numbers
+<p class="note"><small>The pictures were held out. Maps are drawn at a finer grid than the stitches were fitted
+at: a stitch maps token by token. The DINOv2 weights were trained further for saliency by their publisher; numbers
 of this pair say nothing about larger models.</small></p>
 </body></html>"""
     with atomic_path(run.path("index.html")) as path:
