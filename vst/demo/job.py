@@ -170,9 +170,7 @@ class _Job:
         full = FullEncoders.load(tree.config).to(self.device)
         pooled = {}
         for part, pictures in (("train", division.train), ("test", division.test)):
-            tokens = _tokens(
-                pictures, full.transforms(), full.branch_tokens, self.device, f"seed {seed}: models alone, {part}"
-            )
+            tokens = self.tokens(pictures, full, f"seed {seed}: models alone, {part}")
             names = list(tokens)
             for name in names:
                 pooled[f"{name} alone", part] = _pool(tree.config, [tokens[name]])
