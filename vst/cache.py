@@ -39,8 +39,8 @@ def cache_bytes(images: int, shapes: Mapping[int, tuple[int, int]]) -> int:
 
 def check_room(
     root: str | Path, wanted: Mapping[str, Mapping[int, tuple[int, int]]], images: int, limit_gb: float
-) -> None:
-    """Check before anything is written that the caches of all branches together fit.
+) -> int:
+    """Size in bytes of all branches' caches together, checked before anything is written.
 
     Args:
         root: folder that holds all caches.
@@ -62,6 +62,7 @@ def check_room(
             f"{free / 1e9:,.1f} GB are free: raise cache_limit_gb, use fewer pictures, or leave the cache off (targets "
             "are then computed each epoch)."
         )
+    return needed
 
 
 class TargetCache:

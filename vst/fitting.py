@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -309,7 +310,9 @@ class _Fit:
             weights |= {f"tail.{k}": v for k, v in branch.tail.state_dict().items()}
             wanted[name] = digest(facts, weights), shapes
         if self.main:
-            check_room(root, dict(wanted.values()), len(self.data), self.config.cache_limit_gb)
+            size = check_room(root, dict(wanted.values()), len(self.data), self.config.cache_limit_gb)
+            if self.show:
+                print(f"target cache: {size / 1e9:.2f} GB when full, in {root}", file=sys.stderr)
             for key, shapes in wanted.values():
                 TargetCache(root, key, len(self.data), shapes)
         self.accelerator.wait_for_everyone()

@@ -107,6 +107,41 @@ def towers_table(results: Mapping[str, Any]) -> None:
     _table("Towers", heads, rows, results["caption"])
 
 
+def objective_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the table of objectives by split, mean +- standard deviation over seeds."""
+    heads = ["split", "objective", "seam error", "final error", "by channel", "distance", "branch alone %", "tree %"]
+    rows = []
+    splits = sorted({s["split"] for f in results["fits"] for s in f["splits"]})
+    objectives = list(dict.fromkeys(f["objective"] for f in results["fits"]))
+    for split in splits:
+        for objective in objectives:
+            at = [s for f in results["fits"] if f["objective"] == objective for s in f["splits"] if s["split"] == split]
+            errors = [
+                _spread([s["seam"]["error"] for s in at]),
+                _spread([s["final"]["error"] for s in at]),
+                _spread([s["final"]["channel_error"] for s in at]),
+                _spread([s["distance"] for s in at]),
+            ]
+            accuracy = [_spread([100 * s[k] for s in at], 1) for k in ("branch_accuracy", "accuracy")]
+            rows.append([str(split), objective, *errors, *accuracy])
+    for name in results["models"][0]["accuracy"]:
+        alone = _spread([100 * m["accuracy"][name] for m in results["models"]], 1)
+        rows.append([name, "", "", "", "", "", "", alone])
+    return heads, rows
+
+
+def objectives_table(results: Mapping[str, Any]) -> None:
+    """Print how objectives compare at every split."""
+    heads, rows = objective_rows(results)
+    count = len(results["models"])
+    _table(f"Objectives, {count} seed{'s' if count > 1 else ''}", heads, rows, results["caption"])
+
+
+def _spread(values: Sequence[float], digits: int = 3) -> str:
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean + (f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
 def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
     """Print models, grid, tokens, cost and memory of a tree."""
     fuse = config.fuser()

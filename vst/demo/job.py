@@ -28,7 +28,7 @@ from vst.fusion import Fusion
 from vst.images import ImageTransform
 from vst.latency import measure_tree
 from vst.progress import track
-from vst.report import accuracy_latency_plot, pca_maps, stitch_table, towers_table
+from vst.report import accuracy_latency_plot, objectives_table, pca_maps, stitch_table, towers_table
 from vst.runs import Run
 from vst.tasks import linear_probe
 from vst.tree import VSTEncoder
@@ -132,6 +132,8 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
 
 def _show(results: dict[str, Any], run: Run) -> None:
     towers_table(results)
+    if len({f["objective"] for f in results["fits"]}) > 1:
+        objectives_table(results)
     print(f"results: {run.path('results.json')}\nplot:    {run.path('curve.png')}\npage:    {run.path('index.html')}")
 
 
