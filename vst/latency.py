@@ -120,7 +120,9 @@ def measure_tree(
     """
     config = tree.config
     full = FullEncoders.load(config, pretrained=False).to(device, dtype)
-    model = copy.deepcopy(tree).to(device, dtype)  # the caller's tree keeps its device and dtype
+    weight = next(tree.parameters())
+    same = weight.dtype == dtype and weight.device.type == torch.device(device).type
+    model = tree if same else copy.deepcopy(tree).to(device, dtype)  # the caller's tree keeps its device and dtype
     pixels = torch.randn(batch_size, 3, config.image_size, config.image_size, device=device, dtype=dtype)
     each = {
         n: torch.randn(batch_size, 3, m.image_size, m.image_size, device=device, dtype=dtype)
