@@ -309,6 +309,16 @@ def _launch(config, out, tmp_path, *extra, processes=1, wait=True):
     return out
 
 
+def _kill_at_first_state(process, folder):
+    deadline = time.monotonic() + 200
+    while not list((folder / "state").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert list((folder / "state").glob("step-*"))
+    assert not (folder / "results.json").exists()
+
+
 def _stitches(folder):
     return load_file(Path(folder) / "stitches" / "stitches.safetensors")
 
@@ -318,22 +328,15 @@ def test_kill_and_resume_gives_the_uninterrupted_stitches(tiny, picture_folder, 
     config = _config(tiny, picture_folder)
     _launch(config, tmp_path / "whole", tmp_path)
     process = _launch(config, tmp_path / "killed", tmp_path, wait=False)
-    states = tmp_path / "killed" / "state"
-    deadline = time.monotonic() + 200
-    while not list(states.glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    _kill_at_first_state(process, tmp_path / "killed")
     assert process.returncode == -signal.SIGKILL
-    assert list(states.glob("step-*"))
-    assert not (tmp_path / "killed" / "results.json").exists()
     _launch(config, tmp_path / "killed", tmp_path, "--resume", "true")
     whole, resumed = _stitches(tmp_path / "whole"), _stitches(tmp_path / "killed")
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     results = [json.loads((tmp_path / n / "results.json").read_text())["results"] for n in ("whole", "killed")]
     assert results[0]["reports"] == results[1]["reports"]
     assert results[0]["history"] == results[1]["history"]
-    assert not states.exists()  # a finished run keeps no training state
+    assert not (tmp_path / "killed" / "state").exists()  # a finished run keeps no training state
 
 
 @pytest.mark.slow
@@ -348,13 +351,7 @@ def test_two_processes_give_the_single_process_stitches_also_after_a_kill(tiny, 
     for k in one:
         torch.testing.assert_close(two[k], one[k], atol=1e-4, rtol=1e-4)
     process = _launch(config, tmp_path / "killed", tmp_path, processes=2, wait=False)
-    states = tmp_path / "killed" / "state"
-    deadline = time.monotonic() + 200
-    while not list(states.glob("step-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "killed" / "results.json").exists()
+    _kill_at_first_state(process, tmp_path / "killed")
     _launch(config, tmp_path / "killed", tmp_path, "--resume", "true", processes=2)
     resumed = _stitches(tmp_path / "killed")
     for k in two:

@@ -225,6 +225,25 @@ def test_stitches_alone(tree_of, tmp_path):
     assert torch.equal(VSTEncoder.from_pretrained(folder, splits=[1])(pixels), tree(pixels, split=1))
 
 
+def test_push_uploads_a_tree_that_loads(tree_of, monkeypatch):
+    import huggingface_hub
+
+    tree, seen = tree_of("dinov2", "clip"), {}
+
+    class Api:
+        def create_repo(self, repo_id, **options):
+            return f"https://hub/{repo_id}"
+
+        def upload_folder(self, repo_id, folder_path, **options):
+            seen.update(repo=repo_id, tree=VSTEncoder.from_pretrained(folder_path), **options)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert tree.push_to_hub("me/tree", commit_message="first") == "https://hub/me/tree"
+    assert seen["repo"] == "me/tree"
+    assert seen["commit_message"] == "first"
+    assert torch.equal(seen["tree"](pixels_of(tree)), tree(pixels_of(tree)))
+
+
 def test_nothing_is_overwritten_unasked(tree_of, tmp_path):
     tree = tree_of("dinov2", "clip")
     folder = tree.save_pretrained(tmp_path / "tree")
