@@ -9,9 +9,10 @@ from vst.baseline import FullEncoders
 from vst.config import BranchConfig
 from vst.cost import block_figure, counted_flops, full_cost, model_cost, tree_cost, weights_bytes
 from vst.latency import measure, measure_tree
+from vst.spec import VFMSpec
 from vst.stitch import STITCHES, StitchSpec
 from vst.tree import VSTEncoder
-from vst.vfm import VFM, VFMSpec
+from vst.vfm import VFM
 
 LARGE = {"width": 1024, "depth": 24, "heads": 16, "patch": 14, "hidden": 4096, "image_size": 336}
 

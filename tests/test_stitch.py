@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from vst.spec import VFMSpec
 from vst.stitch import STITCHES, Calibration, StitchSpec
-from vst.vfm import VFM, VFMSpec
+from vst.vfm import VFM
 
 GRID = 4
 

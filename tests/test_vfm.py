@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vst.vfm import VFM, VFMSpec, check_tensors, resample_positions
+from vst.spec import VFMSpec
+from vst.vfm import VFM, check_tensors, resample_positions
 
 BASE = {"width": 32, "depth": 4, "heads": 4, "patch": 4, "hidden": 48, "image_size": 20}
 SPECS = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from vst.fusion import FUSIONS, NORMALISE, Fusion
 from vst.images import CUTS
+from vst.spec import VFMSpec
 from vst.stitch import StitchSpec
-from vst.vfm import VFMSpec
 
 MODEL_TYPE = "vst"
 

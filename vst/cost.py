@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vst.config import BranchConfig, VSTConfig
+from vst.spec import VFMSpec
 from vst.tree import VSTEncoder
-from vst.vfm import VFM, VFMSpec
+from vst.vfm import VFM
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import sys
 import time
 import warnings
@@ -23,11 +21,11 @@ from vst.matching import Calibrations, Matcher, Teacher
 from vst.pictures import ImageSet, collate
 from vst.processes import accelerator_for, check_engine, gathered, uses_bf16
 from vst.progress import progress, track
-from vst.runs import Run, write_json
+from vst.runs import Run, read_json
+from vst.states import PROGRESS, drop_states, latest_state, save_state
 from vst.tree import VSTEncoder
 from vst.vfm import VFM
 
-STATE = "state"
 OPERATIONAL = ("workers", "save_every", "cache", "cache_limit_gb", "checkpointing")
 
 
@@ -128,7 +126,7 @@ class _Fit:
         run = self._open(folder, resume, overwrite)
         if run is not None and resume and run.path("results.json").exists():
             return self._finished(run)
-        state = _latest_state(run) if resume else None
+        state = latest_state(run) if resume else None
         explained: dict[str, float | None] = {}
         if self.config.objective == "ridge":
             explained = self._calibrate(None)
@@ -160,7 +158,7 @@ class _Fit:
         if self.main:
             run = Run(folder, facts, resume=resume, overwrite=overwrite)
             if overwrite:
-                shutil.rmtree(run.path(STATE), ignore_errors=True)
+                drop_states(run)
         self.accelerator.wait_for_everyone()
         return run or Run(folder, facts, resume=True)
 
@@ -213,7 +211,7 @@ class _Fit:
         plan, first, history = self._plan(), 0, []
         if state is not None:
             accelerator.load_state(str(state))
-            saved = json.loads((state / "progress.json").read_text())
+            saved = read_json(state / PROGRESS)
             first, history, explained = saved["step"], saved["history"], saved["explained"]
             self.skipped.update(saved["skipped"])
         rank, world = accelerator.process_index, accelerator.num_processes
@@ -240,7 +238,8 @@ class _Fit:
                         history.append({"step": step + 1, "lr": rate, **window.mean(accelerator, step + 1)})
                     bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
                     if run is not None and save:
-                        self._save_state(run, step + 1, history, explained)
+                        facts = {"step": step + 1, "history": history, "explained": explained}
+                        save_state(accelerator, run, {**facts, "skipped": gathered(accelerator, self.skipped)})
         finally:
             for branch in self.tree.branches.values():
                 branch.tail.checkpointing = False
@@ -318,29 +317,6 @@ class _Fit:
         self.accelerator.wait_for_everyone()
         self.caches = {n: TargetCache(root, key, len(self.data), shapes) for n, (key, shapes) in wanted.items()}
 
-    def _save_state(
-        self, run: Run, step: int, history: list[dict[str, float]], explained: dict[str, float | None]
-    ) -> None:
-        """Save to a temporary folder, rename, then drop the state before."""
-        states, name = run.path(STATE), f"step-{step:08d}"
-        temporary = states / f".{name}"
-        skipped = gathered(self.accelerator, self.skipped)
-        if self.main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.main:
-            facts = {"step": step, "history": history, "explained": explained, "skipped": skipped}
-            write_json(temporary / "progress.json", facts)
-            shutil.rmtree(states / name, ignore_errors=True)
-            temporary.rename(states / name)
-            for old in states.iterdir():
-                if old.name != name:
-                    shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-
     def _report(
         self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None], began: float
     ) -> FitResult:
@@ -375,14 +351,13 @@ class _Fit:
         )
         if run is not None and self.main:
             run.finish(result.to_dict())
-            shutil.rmtree(run.path(STATE), ignore_errors=True)
+            drop_states(run)
         return result
 
     def _finished(self, run: Run) -> FitResult:
         """A run that had finished: its stitches and results, read back."""
         from safetensors.torch import load_file
 
-        from vst.runs import read_json
         from vst.saving import STITCHES
         from vst.similarity import Agreement
 
@@ -431,13 +406,6 @@ class _Window:
             )
         self.sum, self.count = torch.zeros(len(self.keys)), 0
         return {"mean": sum(means.values()) / len(means), **means}
-
-
-def _latest_state(run: Run | None) -> Path | None:
-    if run is None or not run.path(STATE).is_dir():
-        return None
-    states = sorted(p for p in run.path(STATE).glob("step-*") if (p / "progress.json").exists())
-    return states[-1] if states else None
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:

@@ -218,7 +218,8 @@ def pca_maps(features: Sequence[np.ndarray], basis: int = 0) -> list[np.ndarray]
     def directions(x: np.ndarray) -> tuple[np.ndarray, ...]:
         flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
         mean, scale = flat.mean(0), flat.std(0) + 1e-9
-        _, _, v = np.linalg.svd((flat - mean) / scale, full_matrices=False)
+        # clipped: a few outlier tokens (CLIP keeps some in empty background) would otherwise be all that is seen
+        _, _, v = np.linalg.svd(((flat - mean) / scale).clip(-2, 2), full_matrices=False)
         shown = (flat - mean) / scale @ v[:3].T
         low, high = np.percentile(shown, [2, 98], axis=0)
         return mean, scale, v[:3].T, low, high

@@ -25,7 +25,8 @@ from torch.func import functional_call
 
 from vst.modules import ModuleMap
 from vst.ridge import RidgeFit, RidgeSums
-from vst.vfm import VFM, VFMSpec
+from vst.spec import VFMSpec
+from vst.vfm import VFM
 
 STITCHES: dict[str, type[Stitch]] = {}
 DEFAULT_STITCH = "mlp_skip"

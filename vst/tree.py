@@ -18,8 +18,9 @@ from vst.config import BranchConfig, VSTConfig, feature_depth, relative_enter
 from vst.images import ImageTransform
 from vst.modules import ModuleMap
 from vst.saving import OnDisk
+from vst.spec import VFMSpec
 from vst.stitch import Stitch, StitchSpec
-from vst.vfm import VFM, VFMSpec
+from vst.vfm import VFM
 
 
 class Features(NamedTuple):

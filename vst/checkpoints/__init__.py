@@ -7,7 +7,8 @@ from typing import Any
 
 from vst.checkpoints import huggingface, openclip, timm_hub
 from vst.checkpoints.names import known_names, resolve
-from vst.vfm import VFM, VFMSpec
+from vst.spec import VFMSpec
+from vst.vfm import VFM
 
 __all__ = ["describe", "known_names", "load_vfm"]
 

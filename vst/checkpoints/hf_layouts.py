@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vst.checkpoints.hf_recipes import BLOCKS, STEMS, Recipe
-from vst.vfm import VFMSpec
+from vst.spec import VFMSpec
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from vst.vfm import VFMSpec
+from vst.spec import VFMSpec
 
 Recipe = dict[str, list[str]]
 

@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vst.checkpoints.hf_layouts import LAYOUTS, Layout
-from vst.vfm import VFM, VFMSpec, check_tensors
+from vst.spec import VFMSpec
+from vst.vfm import VFM, check_tensors
 
 RGB = tuple[float, float, float]
 

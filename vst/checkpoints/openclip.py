@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vst.checkpoints import timm_hub
-from vst.vfm import VFM, VFMSpec, check_tensors
+from vst.spec import VFMSpec
+from vst.vfm import VFM, check_tensors
 
 _STEM = {
     "class_embedding": "cls_token",

@@ -15,7 +15,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vst.vfm import VFM, VFMSpec
+from vst.spec import VFMSpec
+from vst.vfm import VFM
 
 _FAMILIES = ("clip", "dinov2", "siglip", "dinov3")
 _LAYER_NORMS = (nn.LayerNorm, TimmLayerNorm)

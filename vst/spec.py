@@ -1,0 +1,116 @@
+"""What is known of a model without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+FAMILIES = ("clip", "dinov2", "siglip", "dinov3", "vit")
+MLPS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu")
+POSITIONS = ("learned", "rotary")
+
+
+@dataclass(frozen=True)
+class VFMSpec:
+    """Everything that is known of a model without its weights; counts, grids, processors and costs derive from it.
+
+    Attributes:
+        source: exact source string, such as ``timm:vit_large_patch14_dinov2.lvd142m``.
+        family: one of ``FAMILIES``.
+        width, depth, heads, patch: of the transformer; patch in pixels.
+        hidden: width of the MLP's hidden layer (of each of the two halves for ``swiglu``).
+        image_size: side in pixels that the position table was made for.
+        mlp: one of ``MLPS``.
+        cls: whether there is a class token. registers: how many register tokens follow it.
+        layer_scale, pre_norm, qkv_bias: block layout; ``pre_norm`` is CLIP's norm between stem and blocks.
+        norm_eps: epsilon of every LayerNorm.
+        position: ``learned`` table or ``rotary`` (DINOv3, with ``rope_temperature``).
+        antialias: whether the position table is resampled with antialiasing, as the source's own code does.
+        mean, std: the model's image normalisation, RGB, for pixel values in 0..1.
+        license: licence of the weights, as the source states it.
+    """
+
+    source: str
+    family: str
+    width: int
+    depth: int
+    heads: int
+    patch: int
+    hidden: int
+    image_size: int
+    mlp: str = "gelu"
+    cls: bool = True
+    registers: int = 0
+    layer_scale: bool = False
+    pre_norm: bool = False
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    position: str = "learned"
+    rope_temperature: float = 100.0
+    antialias: bool = False
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    license: str = "unknown"
+
+    def __post_init__(self) -> None:
+        for name, known in (("family", FAMILIES), ("mlp", MLPS), ("position", POSITIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"VFMSpec.{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}: correct the spec."
+                )
+        if self.width % self.heads:
+            raise ValueError(f"{self.source}: width {self.width} is not a multiple of its {self.heads} heads.")
+
+    @property
+    def prefix(self) -> int:
+        """Number of leading tokens that are not patches: CLS and registers."""
+        return int(self.cls) + self.registers
+
+    def grid(self, image_size: int) -> int:
+        """Patches a side for a square image of ``image_size`` pixels.
+
+        Raises:
+            ValueError: the size is not a positive multiple of the patch.
+        """
+        if image_size < self.patch or image_size % self.patch:
+            low = max(self.patch, image_size // self.patch * self.patch)
+            raise ValueError(
+                f"{self.source}: image size {image_size} is not a multiple of its patch of {self.patch} pixels; "
+                f"use {low} or {low + self.patch}."
+            )
+        return image_size // self.patch
+
+    @property
+    def block_weights(self) -> int:
+        """Entries of a block's matrices: its MACs (multiply-accumulates) a token without the attention products."""
+        return 4 * self.width**2 + (3 if self.mlp == "swiglu" else 2) * self.width * self.hidden
+
+    def block_macs(self, patches: int) -> int:
+        """MACs of one block for one picture of ``patches`` patch tokens (prefix tokens are added here)."""
+        tokens = patches + self.prefix
+        return tokens * self.block_weights + 2 * tokens * tokens * self.width
+
+    def stem_macs(self, patches: int) -> int:
+        """MACs of the patch embedding for one picture."""
+        return patches * 3 * self.patch**2 * self.width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VFMSpec:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: an unknown or a missing key.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"VFMSpec has no field {sorted(unknown)}; known fields: {sorted(known)}.")
+        try:
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**plain)
+        except TypeError as error:
+            raise ValueError(f"A VFMSpec needs more fields than were given: {error}.") from error
