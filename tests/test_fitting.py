@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -301,7 +302,7 @@ def _launch(config, out, tmp_path, *extra, processes=1, wait=True):
     command += [str(SCRIPT), "--config", str(file), "--out", str(out), *extra]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, env=env, start_new_session=True, **pipe)
+    process = subprocess.Popen(command, env=env, **pipe)
     if not wait:
         return process
     out, _ = process.communicate(timeout=280)
@@ -313,7 +314,8 @@ def _kill_at_first_state(process, folder):
     deadline = time.monotonic() + 200
     while not list((folder / "state").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's workers too
+        victim.send_signal(signal.SIGKILL)
     process.communicate()
     assert list((folder / "state").glob("step-*"))
     assert not (folder / "results.json").exists()
