@@ -92,7 +92,7 @@ def test_every_config_parses(file):
     kind = file.parent.name
     name = {"stitch": "fit", "trees": "latency", "demo": "demo"}[kind]
     more = ["--images", "pictures", "--out", "runs/x"] if name == "fit" else []
-    values = cli.parser().parse_args([name, "--config", str(file), *more])
+    values = cli.parse([name, "--config", str(file), *more])
     assert values[name]
 
 

@@ -45,7 +45,7 @@ def test_command_lines_parse(line, monkeypatch):
     else:
         assert words[0] == "vst"
         words = words[1:]
-    assert cli.parser().parse_args(words)
+    assert cli.parse(words)
 
 
 def test_there_are_commands_to_test():

@@ -202,19 +202,18 @@ def command(function: Callable[..., Any], args: list[str] | None = None) -> None
     _call(function, parsed.instantiate_classes(parsed.parse_args(_flags(args))).as_dict())
 
 
-def parser() -> Any:
-    """The parser of ``vst``: one subcommand a function."""
+def parse(args: list[str] | None = None) -> Any:
+    """Parse the arguments of ``vst`` (default: the process'): the subcommand's name and its values."""
     out = _parser(prog="vst", description=(__doc__ or "").split("\n")[0].replace("`", ""))
     choices = out.add_subcommands(title="commands", metavar="COMMAND")
     for function in COMMANDS:
         choices.add_subcommand(function.__name__, _add(_parser(), function), help=_summary(function))
-    return out
+    return out.instantiate_classes(out.parse_args(_flags(args)))
 
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of ``vst``."""
-    made = parser()
-    values = made.instantiate_classes(made.parse_args(_flags(args))).as_dict()
+    values = parse(args).as_dict()
     function = next(f for f in COMMANDS if f.__name__ == values["subcommand"])
     _call(function, values[function.__name__])
 
