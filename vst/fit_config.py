@@ -14,7 +14,7 @@ class FitConfig:
     """How stitches are fitted.
 
     Attributes:
-        objective: ``ffm`` (match the target's features, the one that works), ``lfm`` (match at the seam) or ``ridge``
+        objective: ``ffm`` (match the target's features), ``lfm`` (match at the seam) or ``ridge``
             (the closed-form start alone).
         match: units of the loss: ``channel``, ``raw`` or ``norm``; see :class:`vst.matching.Matcher`.
         start: ``ridge`` (closed form) or ``random``.
@@ -28,7 +28,7 @@ class FitConfig:
         limit: use only the first so many pictures; None for all.
         seed: of the held-out draw and of the order.
         precision: ``auto`` (bf16 autocast on a GPU that has it, else fp32), ``fp32`` or ``bf16``.
-        checkpointing: recompute the tails' activations in the backward pass: less memory, about a third more time.
+        checkpointing: recompute the tails' activations in the backward pass: less memory, more time.
         cache: folder for the targets' features, so that later epochs do not run the targets; None for no cache.
         cache_limit_gb: refuse a larger cache.
         workers: processes that read pictures.

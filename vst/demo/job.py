@@ -62,7 +62,7 @@ class DemoConfig:
     probe_train: int = 400
     probe_test: int = 300
     heldout: int = 96
-    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, save_every=10))
     batch_size: int = 8
     repeats: int = 15
 
