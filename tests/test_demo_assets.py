@@ -129,7 +129,7 @@ class TestPrepare:
             (folder / "content").write_bytes(archives[0].read_bytes())
 
         recipes = tuple(
-            assets._Recipe(n, (package_of(n.encode(), filename=f"{n}.tgz"),), 1, make) for n in ("dino", "clip", "moji")
+            assets.Recipe(n, (package_of(n.encode(), filename=f"{n}.tgz"),), 1, make) for n in ("dino", "clip", "moji")
         )
         monkeypatch.setattr(assets, "_RECIPES", recipes)
         return made
@@ -200,7 +200,19 @@ class TestPrepare:
             assets.prepare(quiet=True)
         assert (root / "clip/content").read_bytes() == b"clip"
         assert list(root.glob("making-*")) == []
-        assert [r.folder for r in assets._outdated(root)] == ["clip"]
+        assert [r.folder for r in assets._outdated(assets._RECIPES, root)] == ["clip"]
+
+    def test_recipes_of_others_stay_ready(self, root, made):
+        """Whoever makes another folder in the same place must not have ours made anew, nor the other way round."""
+        self.place_archives(root)
+        (root / "archives/other.tgz").write_bytes(b"other")
+        other = replace(assets._RECIPES[0], folder="other", packages=(package_of(b"other", filename="other.tgz"),))
+        assert assets.make_ready([other], quiet=True) == [root / "other"]
+        assets.prepare(quiet=True)
+        assert assets.make_ready([other, assets._RECIPES[2]], quiet=True) == [root / "other", root / "moji"]
+        assets.prepare(quiet=True)
+        assert made == ["other", "dino", "clip", "moji"]
+        assert sorted(json.loads((root / "ready.json").read_text())) == ["clip", "dino", "moji", "other"]
 
     def test_rubbish_of_a_killed_process_goes(self, root, made):
         self.place_archives(root)

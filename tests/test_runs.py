@@ -224,7 +224,7 @@ CONFIG = {"tree": {"depth": 4, "stitch": "linear"}, "lr": 1e-3, "splits": (2, 4)
 def test_a_new_run_and_its_result(tmp_path):
     run = Run(tmp_path / "runs" / "a", CONFIG)
     assert run.path("plot.png") == tmp_path / "runs" / "a" / "plot.png"
-    assert read_json(run.path("config.json")) == {
+    assert read_json(run.path("run.json")) == {
         "tree": {"depth": 4, "stitch": "linear"},
         "lr": 1e-3,
         "splits": [2, 4],
@@ -233,7 +233,7 @@ def test_a_new_run_and_its_result(tmp_path):
     run.finish({"accuracy": np.float32(0.5)})
     results = read_json(run.path("results.json"))
     assert list(results) == ["config", "environment", "results"]
-    assert results["config"] == read_json(run.path("config.json"))
+    assert results["config"] == read_json(run.path("run.json"))
     assert results["environment"] == read_json(run.path("environment.json"))
     assert results["results"] == {"accuracy": 0.5}
 
@@ -242,7 +242,7 @@ def test_an_empty_folder_becomes_a_run_whatever_the_flags(tmp_path):
     for name, flags in (("a", {}), ("b", {"resume": True}), ("c", {"overwrite": True})):
         (tmp_path / name).mkdir()
         assert Run(tmp_path / name, CONFIG, **flags).rows() == []
-        assert Run(tmp_path / f"{name}-missing", CONFIG, **flags).path("config.json").exists()
+        assert Run(tmp_path / f"{name}-missing", CONFIG, **flags).path("run.json").exists()
 
 
 def test_a_start_that_was_killed_before_the_config_can_be_repeated(tmp_path):
@@ -332,8 +332,8 @@ def test_overwrite_clears_the_run_and_nothing_else(tmp_path):
     again = Run(tmp_path / "run", {"other": 1}, overwrite=True)
     assert again.rows() == []
     assert not again.has("a")
-    assert set(contents(tmp_path / "run")) == {"config.json", "environment.json", "notes.txt", "rows/notes.txt"}
-    assert read_json(again.path("config.json")) == {"other": 1}
+    assert set(contents(tmp_path / "run")) == {"run.json", "environment.json", "notes.txt", "rows/notes.txt"}
+    assert read_json(again.path("run.json")) == {"other": 1}
     again.add({"n": 1}, "b")
     assert again.rows() == [{"n": 1}]
 

@@ -1,15 +1,18 @@
-"""The tower to beat: every model in full, one after another, each on its own pixels."""
+"""The towers to beat: every model in full, one after another, each on its own pixels or on the trunk's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vst.checkpoints import load_vfm
 from vst.config import VSTConfig, feature_depth
 from vst.images import ImageTransform
 from vst.modules import ModuleMap
+from vst.spec import VFMSpec
 from vst.vfm import VFM
 
 
@@ -73,3 +76,54 @@ class FullEncoders(nn.Module):
 
             return Fusion("channel", {"only": parts[0].shape[-1]}, normalise=self.config.normalise)(parts)
         raise ValueError(f"Only some models of the tree are held ({list(self.models)}); call branch_tokens instead.")
+
+
+class FullTower(FullEncoders):
+    """All models in full behind the face of a tree: one picture's pixels in, fused tokens out.
+
+    Hosts give a tower one tensor, the trunk's. Other models see it renormalised and, where their patches are of
+    another size, resized (bicubic, antialiased) - from the trunk's pixels, where :meth:`FullEncoders.transforms`
+    starts from the original picture.
+
+    Args:
+        config: of the tree to compare with. Weights are not initialised to anything useful here.
+    """
+
+    def __init__(self, config: VSTConfig) -> None:
+        super().__init__(
+            config,
+            {
+                name: VFM(spec, config.grid, stop=feature_depth(spec, config.feature_layer), norm=config.feature_norm)
+                for name, spec in config.specs.items()
+            },
+        )
+        self.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, config: VSTConfig, *, pretrained: bool = True) -> FullTower:
+        """With every model's weights from its source."""
+        with torch.device("meta"):
+            tower = cls(config)
+        tower.models = FullEncoders.load(config, pretrained=pretrained).models
+        return tower
+
+    def forward(self, pixels: Tensor, split: object = None) -> Tensor:  # type: ignore[override]
+        """Fused tokens ``[B, tokens, width]`` of pictures ``[B, 3, S, S]`` as the tree's transform makes them.
+
+        ``split`` is taken and has no meaning here.
+        """
+        return super().forward(
+            {name: self._as_seen_by(m.spec, m.image_size, pixels) for name, m in self.models.items()}
+        )
+
+    def _as_seen_by(self, spec: VFMSpec, size: int, pixels: Tensor) -> Tensor:
+        trunk = self.config.trunk
+        if (spec.mean, spec.std) != (trunk.mean, trunk.std):
+            mean, std, own_mean, own_std = (
+                torch.tensor(v, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+                for v in (trunk.mean, trunk.std, spec.mean, spec.std)
+            )
+            pixels = ((pixels.float() * std + mean - own_mean) / own_std).to(pixels.dtype)
+        if pixels.shape[-1] != size:
+            pixels = F.interpolate(pixels.float(), size=(size, size), mode="bicubic", antialias=True).to(pixels.dtype)
+        return pixels

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vst.config import VSTConfig
 from vst.demo.job import DemoConfig, run_demo
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
@@ -61,6 +62,10 @@ class TreeArgs:
     def build(self) -> VSTEncoder:
         """The tree, with new stitches."""
         return VSTEncoder.from_vfms(**vars(self))
+
+    def plan(self) -> VSTConfig:
+        """The tree's config; nothing is built or loaded."""
+        return VSTEncoder.plan(**{k: v for k, v in vars(self).items() if k not in ("pretrained", "seed")})
 
 
 def fit(
@@ -219,12 +224,13 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _flags(args: list[str] | None) -> list[str]:
-    """Let ``--resume`` and ``--overwrite`` stand alone, as well as with true or false."""
+    """Let switches stand alone, as well as with true or false, and be written with hyphens."""
     out: list[str] = []
     given = sys.argv[1:] if args is None else args
     for word, after in zip(given, [*given[1:], ""], strict=True):
+        word = "--dry_run" if word == "--dry-run" else word
         out.append(word)
-        if word in ("--resume", "--overwrite") and after not in ("true", "false"):
+        if word in ("--resume", "--overwrite", "--dry_run") and after not in ("true", "false"):
             out.append("true")
     return out
 

@@ -43,7 +43,8 @@ class Fusion:
     ) -> None:
         if name != "channel" and len(set(widths.values())) > 1:
             raise ValueError(
-                f"Fusion {name!r} needs branches of equal width, these have {dict(widths)}: use fusion='channel'."
+                f"Fusion {name!r} needs branches of equal width, these have {dict(widths)}: use fusion "
+                "'channel', or before a language model one projector a branch."
             )
         if weights is not None and (name != "additive" or len(weights) != len(widths)):
             raise ValueError(

@@ -15,23 +15,24 @@ from vst.heldout import StitchReport
 from vst.runs import atomic_path
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str | None = None) -> None:
+    """Print a table: the first column to the left, the others to the right, floats with three digits."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    shown = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        shown.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row])
+        shown.add_row(*[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row])
     console = Console()
     console.width = max(console.width, 120)
-    console.print(table)
+    console.print(shown)
 
 
 def stitch_table(reports: Sequence[StitchReport]) -> None:
     """Print how well stitches match on held-out pictures."""
-    _table(
+    table(
         "Stitches on held-out pictures",
         ["branch", "split", "enters", "stitch", "seam error", "final error", "by channel", "cosine", "distance"],
         [
@@ -55,7 +56,7 @@ def stitch_table(reports: Sequence[StitchReport]) -> None:
 
 def latency_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows of ``vst.latency.measure_tree``."""
-    _table(
+    table(
         "Latency of one call, interleaved",
         [
             "tower",
@@ -104,7 +105,7 @@ def towers_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 def towers_table(results: Mapping[str, Any]) -> None:
     """Print accuracy and latency of every tower."""
     heads, rows = towers_rows(results)
-    _table("Towers", heads, rows, results["caption"])
+    table("Towers", heads, rows, results["caption"])
 
 
 def objective_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -134,7 +135,7 @@ def objectives_table(results: Mapping[str, Any]) -> None:
     """Print how objectives compare at every split."""
     heads, rows = objective_rows(results)
     count = len(results["models"])
-    _table(f"Objectives, {count} seed{'s' if count > 1 else ''}", heads, rows, results["caption"])
+    table(f"Objectives, {count} seed{'s' if count > 1 else ''}", heads, rows, results["caption"])
 
 
 def _spread(values: Sequence[float], digits: int = 3) -> str:
@@ -162,7 +163,7 @@ def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
         )
         for b in config.branches
     ]
-    _table(
+    table(
         "Models",
         ["part", "name", "source", "width", "heads", "patch", "prefix", "blocks", "stitch", "split>enters", "licence"],
         [
@@ -198,7 +199,7 @@ def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
         )
     )
     name = str(dtype).removeprefix("torch.")
-    _table(
+    table(
         "Cost of one picture",
         ["split", "GFLOPs", "/ all in full", "extra blocks", "with stitch", "M parameters", f"MB in {name}"],
         rows,

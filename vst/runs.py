@@ -125,7 +125,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 class Run:
-    """A folder of results: config.json, environment.json, rows/KEY.json and, once finished, results.json.
+    """A folder of results: run.json (the resolved config), environment.json, rows/KEY.json and, once finished, results.json.
 
     A folder that does not exist or is empty becomes a new run, whatever the flags.
 
@@ -165,9 +165,9 @@ class Run:
                     f"{self.folder} is not empty; give resume to go on with the run in it, overwrite to start it "
                     "again, or another folder."
                 )
-            if not (self.path("config.json").is_file() and self.path("environment.json").is_file()):
+            if not (self.path("run.json").is_file() and self.path("environment.json").is_file()):
                 raise ValueError(
-                    f"{self.folder} holds no run (config.json and environment.json), so it is left as it is; give "
+                    f"{self.folder} holds no run (run.json and environment.json), so it is left as it is; give "
                     "another folder."
                 )
             if resume:
@@ -176,7 +176,7 @@ class Run:
             for path in [*self.folder.glob("rows/*.json"), *self.folder.glob("results.json")]:
                 path.unlink()
         write_json(self.path("environment.json"), now)
-        write_json(self.path("config.json"), self.config)
+        write_json(self.path("run.json"), self.config)
 
     def path(self, name: str) -> Path:
         """Path of a file in the run's folder."""
@@ -226,7 +226,7 @@ class Run:
         return sorted(stored, key=lambda entry: (entry["ordinal"], entry["key"]))
 
     def _check_same_config(self) -> None:
-        before, now = _flat(read_json(self.path("config.json"))), _flat(self.config)
+        before, now = _flat(read_json(self.path("run.json"))), _flat(self.config)
         differences = [
             f"{key} ({_shown(before, key)} in the run, {_shown(now, key)} now)"
             for key in {**before, **now}

@@ -113,6 +113,42 @@ class VSTEncoder(OnDisk):
         Raises:
             ValueError: unknown models, splits out of range, widths that cannot be bridged or fused, a bad image size.
         """
+        config = cls.plan(
+            trunk,
+            branches,
+            splits,
+            image_size,
+            enters=enters,
+            stitch=stitch,
+            keep_trunk=keep_trunk,
+            feature_layer=feature_layer,
+            feature_norm=feature_norm,
+            fusion=fusion,
+            fusion_weights=fusion_weights,
+            normalise=normalise,
+            cut=cut,
+            split=split,
+        )
+        return cls.from_config(config, pretrained=pretrained, seed=seed)
+
+    @staticmethod
+    def plan(
+        trunk: str,
+        branches: Sequence[str] | Mapping[str, str],
+        splits: Sequence[int] | Mapping[str, Sequence[int]],
+        image_size: int | None = None,
+        *,
+        enters: Mapping[str, Sequence[int]] | None = None,
+        stitch: StitchSpec | str | Mapping[str, Any] | None = None,
+        feature_layer: int = -2,
+        fusion_weights: Sequence[float] | None = None,
+        **others: Any,
+    ) -> VSTConfig:
+        """The config of :meth:`from_vfms` with the same arguments, without building anything.
+
+        Raises:
+            ValueError: as :meth:`from_vfms`.
+        """
         trunk_spec = checkpoints.describe(trunk)
         grid = trunk_spec.grid(image_size or trunk_spec.image_size)
         if isinstance(branches, str):
@@ -134,21 +170,15 @@ class VSTEncoder(OnDisk):
                 own_enters = tuple(relative_enter(s, trunk_spec, spec, stop) for s in own)
             family = StitchSpec() if stitch is None else StitchSpec.parse(stitch)
             configs.append(BranchConfig(name, spec, tuple(own), own_enters, stop, family))
-        config = VSTConfig(
+        return VSTConfig(
             trunk=trunk_spec,
             branches=tuple(configs),
             grid=grid,
             trunk_name=trunk_name,
-            keep_trunk=keep_trunk,
             feature_layer=feature_layer,
-            feature_norm=feature_norm,
-            fusion=fusion,
             fusion_weights=None if fusion_weights is None else tuple(fusion_weights),
-            normalise=normalise,
-            cut=cut,
-            split=split,
+            **others,
         )
-        return cls.from_config(config, pretrained=pretrained, seed=seed)
 
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> VSTEncoder:
@@ -196,6 +226,23 @@ class VSTEncoder(OnDisk):
     @split.setter
     def split(self, value: int) -> None:
         self.config = replace(self.config, split=value)
+
+    def set_fusion(
+        self, fusion: str, *, weights: Sequence[float] | None = None, normalise: str | None = None
+    ) -> VSTEncoder:
+        """Fuse in another way from now on; returns self.
+
+        Raises:
+            ValueError: an unknown fusion, or widths and weights that do not suit it.
+        """
+        self.config = replace(
+            self.config,
+            fusion=fusion,
+            fusion_weights=None if weights is None else tuple(weights),
+            normalise=self.config.normalise if normalise is None else normalise,
+        )
+        self.fuse = self.config.fuser()
+        return self
 
     @property
     def splits(self) -> list[int]:

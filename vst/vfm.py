@@ -192,6 +192,15 @@ class VFM(nn.Module):
                 owner.k_bias = torch.zeros(buffer.shape, dtype=owner.q_bias.dtype)
         return self
 
+    def renew_buffers(self) -> VFM:
+        """Fill what no checkpoint carries (rotary table, zero key biases), after a loader put placeholders; returns self."""
+        for name, buffer in self.named_buffers():
+            if name.endswith("k_bias") and not buffer.is_meta:
+                buffer.zero_()
+        if self.rope is not None and not self.rope.is_meta:
+            self.rope = _rope_table(self.spec, self.grid).to(self.rope.device)  # type: ignore[union-attr]
+        return self
+
     def _apply(self, fn: Any, recurse: bool = True) -> VFM:
         super()._apply(fn, recurse)
         if self.rope is not None and self.rope.dtype != torch.float32:  # angles lose their meaning in half precision

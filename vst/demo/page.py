@@ -14,7 +14,7 @@ from PIL import Image
 from vst.report import towers_rows
 from vst.runs import Run, atomic_path
 
-_STYLE = """
+STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1c2430;background:#fafbfc;margin:0 auto;max-width:1040px;padding:2rem 1.2rem}
 h1{font-size:1.7rem;margin:0 0 .3rem} h2{font-size:1.15rem;margin:2.2rem 0 .6rem} p{max-width:46rem}
 table{border-collapse:collapse;font-size:.92rem} th,td{padding:.34rem .8rem;text-align:right;border-bottom:1px solid #e2e6ea}
@@ -47,14 +47,14 @@ def write_page(
         for row, cells in zip(results["towers"], rows, strict=True)
     )
     maps = "".join(
-        f'<tr><td><img src="{_png(photo)}" alt=""><div class="name">{html.escape(title)}</div></td>'
-        + "".join(f'<td><img src="{_png(_image(m[i]))}" alt="{html.escape(head)}"></td>' for head, m in columns.items())
+        f'<tr><td><img src="{png(photo)}" alt=""><div class="name">{html.escape(title)}</div></td>'
+        + "".join(f'<td><img src="{png(_image(m[i]))}" alt="{html.escape(head)}"></td>' for head, m in columns.items())
         + "</tr>"
         for i, (title, photo) in enumerate(zip(titles, photos, strict=True))
     )
     curve = base64.b64encode(run.path("curve.png").read_bytes()).decode()
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Stitch tree: accuracy against latency</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>
 <h1>One trunk instead of two encoders</h1>
 <p>DINOv2-S sees the picture; at the split depth a trained stitch hands its tokens to the later blocks of CLIP-B/16.
 The deeper the split, the less is paid for the second model.</p>
@@ -80,7 +80,8 @@ def _image(values: np.ndarray) -> Image.Image:
     return Image.fromarray((values * 255).round().astype(np.uint8))
 
 
-def _png(image: Image.Image) -> str:
+def png(image: Image.Image) -> str:
+    """A picture as a data URL, for a page that is one file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

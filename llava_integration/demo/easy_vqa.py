@@ -1,0 +1,103 @@
+"""easy-VQA: published questions about pictures of one coloured shape each, 64 x 64 pixels on a light background.
+
+Three quarters of its questions are answered yes or no, most of them by the majority's answer of their kind: a score
+means something only beside that baseline.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from llava_integration.answers import Question
+from llava_integration.demo import record
+from vst.runs import read_json
+
+
+def conversations(
+    root: Path, split: str = "train", pictures: int | None = None, seed: int = 0, per_picture: int | None = None
+) -> list[dict[str, Any]]:
+    """Records in LLaVA's format, one a picture: its questions, shuffled, are the turns of one conversation.
+
+    A picture is then encoded once for all its questions (9.6 on average). But they overlap: earlier turns already
+    tell the answer of 26 % of the second ones, 48 % of the third, 75 % of the fifth, and 66 % of all.
+
+    Args:
+        root: the folder ``prepare().easy_vqa``; records name pictures relative to it.
+        split: ``train`` or ``test``.
+        pictures: how many, drawn by ``seed``; fewer are a part of more. None takes all.
+        seed: of the pictures drawn and of the order of questions.
+        per_picture: the most questions a picture; None takes all.
+
+    Raises:
+        ValueError: an unknown split, or more pictures than there are.
+        FileNotFoundError: the folder was not prepared.
+    """
+    asked = _asked(root, split)
+    numbers = sorted(asked)
+    if pictures is not None and not 1 <= pictures <= len(numbers):
+        raise ValueError(
+            f"{pictures} pictures of easy-VQA's split {split} were asked for; there are {len(numbers)}: "
+            "choose within that range."
+        )
+    random.Random(f"easy-VQA {split} {seed}").shuffle(numbers)
+    records = []
+    for number in numbers[:pictures]:
+        turns = list(asked[number])
+        random.Random(f"easy-VQA {split} {seed} {number}").shuffle(turns)
+        records.append(record(f"easy-vqa-{split}-{number}", f"{split}/images/{number}.png", turns[:per_picture]))
+    return records
+
+
+def questions(root: Path, count: int = 500, seed: int = 0) -> list[Question]:
+    """Questions about the test pictures, drawn by ``seed``; fewer are a part of more.
+
+    Their kinds (see :func:`kind`) are as frequent as they are in the whole test.
+
+    Raises:
+        ValueError: more questions than there are.
+        FileNotFoundError: the folder was not prepared.
+    """
+    root = Path(root)
+    found = [
+        Question(root / f"test/images/{number}.png", question, answer, kind(question))
+        for number, turns in sorted(_asked(root, "test").items())
+        for question, answer in turns
+    ]
+    if not 1 <= count <= len(found):
+        raise ValueError(
+            f"{count} questions of easy-VQA's test were asked for; there are {len(found)}: choose within that range."
+        )
+    random.Random(f"easy-VQA questions {seed}").shuffle(found)
+    return found[:count]
+
+
+def kind(question: str) -> str:
+    """What a question asks for: ``shape``, ``colour``, ``yes/no: shape``, ``yes/no: not colour`` and so on.
+
+    Negated questions are kinds of their own, since their majority answers yes where that of the others answers no.
+    """
+    words = re.findall(r"[a-z]+", question.lower())
+    if words[0] == "what":
+        return "colour" if "color" in words else "shape"
+    # "Is there a circle?" asks for a shape; "is there a blue shape?" names it for the sake of the colour.
+    subject = "colour" if "shape" in words else "shape"
+    return f"yes/no: not {subject}" if {"no", "not"} & set(words) else f"yes/no: {subject}"
+
+
+def _asked(root: Path, split: str) -> dict[int, list[tuple[str, str]]]:
+    """Picture's number to its (question, answer) pairs, in the order of the file."""
+    if split not in ("train", "test"):
+        raise ValueError(f"easy-VQA's split {split!r} was asked for; there are 'train' and 'test': choose one of them.")
+    path = Path(root) / split / "questions.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a prepared folder: run llava_integration.demo.assets.prepare()."
+        )
+    asked = defaultdict(list)
+    for question, answer, number in read_json(path):
+        asked[number].append((question, answer))
+    return dict(asked)
