@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from llava_integration.chat import IMAGE_TOKEN
 from llava_integration.hf import VSTVisionConfig, VSTVisionModel
 from llava_integration.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
 from llava_integration.processing import image_tokens, make_processor
@@ -71,33 +72,33 @@ def assemble(
     """
     spec = ProjectorSpec() if projector is None else projector
     processor = make_processor(tree.config, tokenizer, spec, template)
-    rows = language_model.get_input_embeddings().weight.shape[0]
+    lm: Any = language_model
+    rows = lm.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
-            for table in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-                table.weight[rows:] = table.weight[:rows].float().mean(0).to(table.weight.dtype)  # type: ignore[union-attr,operator,index]
-    expected = _probe(language_model)
-    token = tokenizer.convert_tokens_to_ids("<image>")
-    full = isinstance(tree, FullTower)
-    config = model_config(tree.config, language_model.config, token, spec, full=full)
+            for table in (lm.get_input_embeddings().weight, lm.get_output_embeddings().weight):
+                table[rows:] = table[:rows].float().mean(0).to(table.dtype)
+    expected = _probe(lm)
+    token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    config: Any = model_config(tree.config, lm.config, token, spec, full=isinstance(tree, FullTower))
     kind = VSTLlavaForConditionalGeneration if isinstance(config, VSTLlavaConfig) else LlavaForConditionalGeneration
     with torch.device("meta"):
-        model = kind(config)
+        model: Any = kind(config)
     model.model.vision_tower = VSTVisionModel.from_tree(tree)
-    model.model.language_model = language_model.base_model
-    model.lm_head = language_model.get_output_embeddings()  # type: ignore[assignment]
+    model.model.language_model = lm.base_model
+    model.lm_head = lm.get_output_embeddings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.model.multi_modal_projector = _fresh(model.model.multi_modal_projector)
-    model.generation_config = _generation(language_model, tokenizer)
+    model.generation_config = _generation(lm, tokenizer)
     if config.tie_word_embeddings:
         model.tie_weights()
     difference = (_probe(model) - expected).abs().max().item()
     if not difference <= 1e-2 * expected.abs().max().item():
         raise ValueError(
-            f"{type(language_model).__name__} gives other logits inside LLaVA than alone (off by {difference:.3g}): its "
-            "head does more than multiply by a matrix, which LlavaForConditionalGeneration leaves out; use another "
+            f"{type(language_model).__name__} gives other logits inside LLaVA than alone (off by {difference:.3g}): "
+            "its head does more than multiply by a matrix, which LlavaForConditionalGeneration leaves out; use another "
             "language model."
         )
     return model.eval(), processor
@@ -126,9 +127,7 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[PreTrain
         FileNotFoundError: there is none.
     """
     if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no saved model (config.json); give a folder that a training run wrote."
-        )
+        raise FileNotFoundError(f"{folder} holds no saved model (config.json); give the folder of a finished run.")
     options = {} if dtype is None else {"dtype": dtype}
     model = AutoModelForImageTextToText.from_pretrained(folder, **options)
     return model.eval(), AutoProcessor.from_pretrained(folder)
@@ -157,7 +156,7 @@ def _generation(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 
 @torch.inference_mode()
-def _probe(model: PreTrainedModel) -> torch.Tensor:
+def _probe(model: Any) -> torch.Tensor:
     """Logits of a few tokens of text."""
     device = model.get_input_embeddings().weight.device
     return model.eval()(input_ids=torch.arange(5, 13, device=device)[None]).logits.float()

@@ -89,7 +89,7 @@ class VSTVisionModel(PreTrainedModel):
     config_class = VSTVisionConfig
     base_model_prefix = "tree"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     # Attention is torch's scaled_dot_product_attention whatever is asked for: the choice belongs to the language model.
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -153,7 +153,7 @@ class VSTVisionModel(PreTrainedModel):
         if isinstance(module, VFM):  # what no checkpoint carries: placeholders at this point of a load
             module.renew_buffers()
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Write what ``VSTEncoder.save_pretrained`` writes, with its key layout, over what is there."""
         if isinstance(self.tree, FullTower):
             raise ValueError("Only a tree is saved alone; models in full are saved as part of a language model.")

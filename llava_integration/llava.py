@@ -41,8 +41,8 @@ class VSTLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         spec = config.projector_spec()
         tree = config.vision_config.tree_config()  # type: ignore[union-attr]
         check_projector(tree, spec)
-        projector = spec.build(projector_widths(tree), config.text_config.hidden_size)  # type: ignore[union-attr]
-        self.model.multi_modal_projector = projector  # type: ignore[assignment]
+        text: Any = config.text_config
+        self.model.multi_modal_projector = spec.build(projector_widths(tree), text.hidden_size)
         self.post_init()
 
 

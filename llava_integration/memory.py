@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -29,8 +30,7 @@ from vst.cost import activation_bytes, full_cost, tree_cost
 from vst.report import table
 from vst.tree import VSTEncoder
 
-FULL = "full"
-Split = int | Mapping[str, int] | str
+Split = int | Mapping[str, int] | Literal["full"]
 
 # DeepSpeed's default of stage3_max_live_parameters: weights that a process may hold gathered under ZeRO-3.
 _LIVE = 1_000_000_000
@@ -193,8 +193,7 @@ def estimate(
         ValueError: a split that the tree does not hold, or a language model whose config lacks its widths.
     """
     llm = language_model_parameters(text_config)
-    layer, kept, cache = _language_model(text_config, plan, llm)
-    logits = plan.batch * plan.length * text_config.vocab_size * 4
+    kept, cache, block = _language_model(text_config, plan, llm)
     working = activation_bytes(tree_config, plan.batch, torch.bfloat16 if plan.compute_bytes == 2 else torch.float32)
     frozen, own = plan.param_bytes, plan.trained_bytes
     rows = []
@@ -212,8 +211,8 @@ def estimate(
             gradients=trained * own,
             optimizer=trained * plan.optimizer_bytes,
             activations=working + kept + (_tail_activations(tree_config, split, plan) if plan.stitches else 0),
-            logits=2 * logits,  # in fp32, and their gradient
-            inference=(tower + llm + projector_parameters) * plan.compute_bytes + cache + max(working, layer),
+            logits=2 * 4 * plan.batch * plan.length * text_config.vocab_size,
+            inference=(tower + llm + projector_parameters) * plan.compute_bytes + cache + max(working, block),
         )
         device, host = _divided(row, trained, plan)
         rows.append(replace(row, per_device=device, host=host))
@@ -228,33 +227,39 @@ def memory_table(rows: Sequence[Row], device_bytes: int | None = None) -> None:
         device_bytes: memory of one device; None leaves the marks out.
     """
     unit, name = (1e9, "GB") if max(row.total for row in rows) >= 1e9 else (1e6, "MB")
-    parts = ("tower", "llm", "projector", "gradients", "optimizer", "activations", "logits", "total")
-    sums = ("per_device", "host", "inference")
-    heads = ["split", *parts, "a device", "main memory", "inference"]
-    heads += ["training fits", "inference fits"] if device_bytes is not None else []
-    cells = []
-    for row in rows:
-        line = [row.label, *(f"{getattr(row, part) / unit:.2f}" for part in (*parts, *sums))]
-        if device_bytes is not None:
-            over = [size - device_bytes for size in (row.per_device, row.inference)]
-            line += ["yes" if more <= 0 else f"NO, {more / unit:.2f} over" for more in over]
-        cells.append(line)
-    limit = f", of {device_bytes / unit:.2f} {name}" if device_bytes is not None else ""
+    lines = {
+        "tower": "tower",
+        "language model": "llm",
+        "projector": "projector",
+        "gradients": "gradients",
+        "optimizer": "optimizer",
+        "activations": "activations",
+        "logits": "logits",
+        "training, one process without ZeRO": "total",
+        "training, a device of this plan": "per_device",
+        "training, main memory of a process": "host",
+        "inference, one device": "inference",
+    }
+    cells = [[line, *(f"{getattr(row, key) / unit:.2f}" for row in rows)] for line, key in lines.items()]
+    if device_bytes is not None:
+        for line, key in (("training", "per_device"), ("inference", "inference")):
+            over = [getattr(row, key) - device_bytes for row in rows]
+            marks = ["yes" if more <= 0 else f"NO, {more / unit:.2f} over" for more in over]
+            cells.append([f"{line} fits {device_bytes / unit:.2f} {name}", *marks])
     table(
-        f"Memory by split, {name} (an estimate)",
-        heads,
+        f"Memory by split, {name}",
+        ["", *(row.label for row in rows)],
         cells,
-        "total: one process without ZeRO; a device, main memory: what each process of the plan holds"
-        f"{limit}; not counted: the framework, fragments, buffers of communication",
+        "an estimate; not counted: the framework, the allocator's fragments, buffers of communication",
     )
 
 
 def _tower_parameters(tree: VSTConfig, split: Split) -> int:
-    return (full_cost(tree) if isinstance(split, str) else tree_cost(tree, split)).parameters
+    return (full_cost(tree) if split == "full" else tree_cost(tree, split)).parameters
 
 
 def _stitch_parameters(tree: VSTConfig, split: Split) -> int:
-    if isinstance(split, str):
+    if split == "full":
         return 0
     branches, chosen = VSTEncoder.skeleton(tree).branches, tree.resolve(split)
     stitches = [branch.stitches[str(chosen[name])] for name, branch in branches.items()]
@@ -263,7 +268,7 @@ def _stitch_parameters(tree: VSTConfig, split: Split) -> int:
 
 def _tail_activations(tree: VSTConfig, split: Split, plan: Plan) -> int:
     """What the tails behind trained stitches keep: an upper bound, since their own weights are frozen."""
-    if isinstance(split, str):
+    if split == "full":
         return 0
     chosen = tree.resolve(split)
     units = sum(
@@ -273,12 +278,12 @@ def _tail_activations(tree: VSTConfig, split: Split, plan: Plan) -> int:
 
 
 def _language_model(text: PreTrainedConfig, plan: Plan, parameters: int) -> tuple[int, int, int]:
-    """Bytes that one layer keeps for its backward pass, that the whole model keeps, and of its key-value cache.
+    """Bytes kept for the backward pass, of the key-value cache, and of a block's working set in inference.
 
     Counted as Korthikanti et al. do (section 4.1), tensor by tensor, for what transformers' layers of Llama's make keep
     where they have 34 h: norms in fp32, no dropout, fewer keys and values than queries, a gated MLP. Attention is
     SDPA, which does not keep the attention matrix (their 5 a s^2). Recomputing layers keep their input alone, and one
-    of them at a time everything (section 5).
+    of them at a time everything (section 5). The working set is that of :func:`vst.cost.activation_bytes`.
     """
     try:
         width, inner, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
@@ -303,7 +308,8 @@ def _language_model(text: PreTrainedConfig, plan: Plan, parameters: int) -> tupl
     kept += layer if plan.checkpointing else 0
     if cast and (plan.llm == "full" or not plan.checkpointing):
         kept += 2 * parameters  # autocast's bf16 copies, which live until the backward pass
-    return layer, kept, 2 * text.num_hidden_layers * tokens * keys * size
+    cache = 2 * text.num_hidden_layers * tokens * keys * size
+    return kept, cache, tokens * size * (3 * width + 2 * inner)
 
 
 def _divided(row: Row, trained: int, plan: Plan) -> tuple[int, int]:
@@ -328,7 +334,7 @@ def _divided(row: Row, trained: int, plan: Plan) -> tuple[int, int]:
 
 
 def _label(split: Split) -> str:
-    if split == FULL:
+    if split == "full":
         return "all in full"
     if isinstance(split, Mapping):
         return "VST " + ", ".join(f"{name} {depth}" for name, depth in split.items()) if split else "trunk alone"

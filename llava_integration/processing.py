@@ -1,4 +1,4 @@
-"""Pictures and prompts for a language model on a tree: the trunk's preparation, and the right number of image tokens."""
+"""Pictures and prompts for a language model on a tree: the trunk's preparation, the right number of image tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VSTImageProcessor(BaseImageProcessor):
         cut: crop, squash or pad.
     """
 
-    model_input_names = ["pixel_values"]
+    model_input_names = ["pixel_values"]  # noqa: RUF012 (as the base class declares it)
 
     def __init__(
         self,

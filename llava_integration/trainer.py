@@ -42,8 +42,8 @@ class MLLMTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_Watch(self, title))
         if splits:
-            tower = self.model.model.vision_tower
-            self.add_callback(_DrawSplit(tower, splits, self.args.seed))
+            whole: Any = self.model
+            self.add_callback(_DrawSplit(whole.model.vision_tower, splits, self.args.seed))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own loss, with logits only at positions where some row of the batch has a label.
@@ -60,7 +60,7 @@ class MLLMTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer with a learning rate for each part."""
         if self.optimizer is None:
-            owner = self.model if model is None else model
+            owner: Any = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, owner)
             rate = options.pop("lr")
             self.optimizer = kind(groups(owner, self.tune, rate, self.args.weight_decay), lr=rate, **options)
@@ -69,7 +69,7 @@ class MLLMTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint's share of the model; DeepSpeed's own checkpoint holds it already."""
         if _internal_call and self.is_deepspeed_enabled:
-            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            Path(str(output_dir or self.args.output_dir)).mkdir(parents=True, exist_ok=True)
             return
         super().save_model(output_dir, _internal_call)
 
@@ -78,7 +78,7 @@ class MLLMTrainer(Trainer):
             return
         model = self.accelerator.unwrap_model(self.model)
         tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-        with atomic_path(Path(output_dir or self.args.output_dir) / TRAINED) as path:
+        with atomic_path(Path(str(output_dir or self.args.output_dir)) / TRAINED) as path:
             save_file(tensors, path, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -87,8 +87,8 @@ class MLLMTrainer(Trainer):
         expected = {n for n, p in model.named_parameters() if p.requires_grad}
         if expected != set(tensors):
             raise ValueError(
-                f"{resume_from_checkpoint} holds {len(tensors)} trained tensors, this run trains {len(expected)} of other "
-                "names: resume with the options that the run was started with."
+                f"{resume_from_checkpoint} holds {len(tensors)} trained tensors, this run trains {len(expected)} of "
+                "other names: resume with the options that the run was started with."
             )
         model.load_state_dict(tensors, strict=False)
 
@@ -134,16 +134,17 @@ class _Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if args.deepspeed and type(self.trainer.deepspeed).__name__ != "DeepSpeedEngine":
+            wrapped = type(self.trainer.model_wrapped).__name__
             raise RuntimeError(
-                f"A DeepSpeed config was given, but the model was wrapped as {type(self.trainer.model_wrapped).__name__}: "
-                "start the script with torchrun and without ACCELERATE_USE_CPU."
+                f"A DeepSpeed config was given, but the model was wrapped as {wrapped}: start the script with torchrun "
+                "and without ACCELERATE_USE_CPU."
             )
         if args.deepspeed and state.is_world_process_zero:
             print(f"training runs in {type(self.trainer.deepspeed).__name__}, {args.world_size} processes")
         if state.is_world_process_zero:
             self.bar = Progress(self.title, state.max_steps, show=True)
             self.bar.skip(state.global_step)
-        skipped = Path(args.output_dir) / SKIPPED
+        skipped = Path(str(args.output_dir)) / SKIPPED
         if state.global_step and skipped.is_file():
             self.trainer.skipped.update(read_json(skipped))
 
@@ -166,8 +167,8 @@ class _Watch(TrainerCallback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            write_json(Path(args.output_dir) / SKIPPED, self.trainer.skipped)
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            write_json(Path(str(args.output_dir)) / SKIPPED, self.trainer.skipped)
+            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -85,11 +85,11 @@ class ModelConfig:
             with torch.device("meta"):
                 tree = VSTEncoder(tree).set_fusion(self.fusion).config
         try:
-            text = AutoConfig.from_pretrained(self.llm)
+            text = AutoConfig.from_pretrained(str(self.llm))
         except OSError as error:
             raise FileNotFoundError(
-                f"The language model {self.llm!r} cannot be read: give a folder that save_pretrained wrote, or a hub id "
-                "that can be reached."
+                f"The language model {self.llm!r} cannot be read: give a folder that save_pretrained wrote, or a hub "
+                "id that can be reached."
             ) from error
         return tree, text, self.projector, self.full
 
@@ -108,7 +108,8 @@ class ModelConfig:
         model, processor = assemble.assemble(
             tree.to(dtype), lm, tokenizer, projector=self.projector, template=self.template, seed=seed
         )
-        return model.to(dtype), processor
+        model.to(dtype=dtype)  # type: ignore[call-arg]
+        return model, processor
 
 
 def train(
@@ -196,7 +197,7 @@ def _train(
         for p in whole.parameters():
             if p.requires_grad:
                 p.data = p.data.float()
-    vision = whole.config.vision_config
+    vision: Any = whole.config.vision_config
     tree, spec = vision.tree_config(), _spec(whole.config)
     tokens = image_tokens(tree, spec)
     transform = processor.image_processor.transform()
@@ -311,7 +312,8 @@ def _merged(skipped: Mapping[str, str]) -> dict[str, str]:
 
 def _export(trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder: Path) -> None:
     """Write the model beside the run's files; config.json, which says that there is a model, comes last."""
-    zero3 = trainer.is_deepspeed_enabled and trainer.deepspeed.zero_optimization_stage() == 3
+    engine: Any = trainer.deepspeed
+    zero3 = trainer.is_deepspeed_enabled and engine.zero_optimization_stage() == 3
     model = trainer.accelerator.unwrap_model(trainer.model)
     gathered: Any = nullcontext()
     if zero3:

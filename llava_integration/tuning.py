@@ -75,7 +75,7 @@ def lora_parameters(text_config: Any, tune: TuneConfig) -> int:
 
 
 def _lora(model: LlavaForConditionalGeneration, tune: TuneConfig) -> Any:
-    # Only the language model is adapted, in place: names, saving and the Trainer's handling stay those of a plain model.
+    # The language model alone is adapted, in place: names, saving and Trainer treat the whole as a plain model.
     return _adapted(model.model.language_model, tune)
 
 

@@ -376,6 +376,7 @@ def test_check_finds_that_nothing_is_learned(folder):
         data_of([long, long, short], folder, max_length=90).check(2)
     data_of([long, long, short], folder, max_length=90).check(3)
     data_of([long, long, short], folder, max_length=90).check()
+    data_of([long, short, record("long " * 100, "A", "R", "B")], folder, max_length=90).check(2)
     picture = record("<image>\nQ", "A", image="missing.png")
     with pytest.raises(ValueError, match="cuts into the 576 picture tokens"):
         data_of([picture] * 40, folder, max_length=500, image_tokens=576).check()

@@ -28,7 +28,7 @@ def accelerator_for(config: FitConfig) -> Any:
     gpu = torch.cuda.is_available()
     plugin = None
     if config.deepspeed is not None:
-        facts = json.loads(Path(config.deepspeed).read_text())
+        facts = _without_auto(json.loads(Path(config.deepspeed).read_text()))
         stage = facts.get("zero_optimization", {}).get("stage", 0)
         if stage > 2:
             raise ValueError(
@@ -53,6 +53,11 @@ def accelerator_for(config: FitConfig) -> Any:
         handlers.append(InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=6)))
     # On a CPU, cpu=True would make accelerate drop DeepSpeed without a word.
     return Accelerator(cpu=not gpu and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers)
+
+
+def _without_auto(facts: dict[str, Any]) -> dict[str, Any]:
+    """A DeepSpeed config without what it leaves to transformers' Trainer ("auto"): DeepSpeed's defaults hold instead."""
+    return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in facts.items() if v != "auto"}
 
 
 def uses_bf16(config: FitConfig, device: torch.device) -> bool:

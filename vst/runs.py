@@ -125,7 +125,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 class Run:
-    """A folder of results: run.json (the resolved config), environment.json, rows/KEY.json and, once finished, results.json.
+    """A folder of results: run.json (the config), environment.json, rows/KEY.json and, once finished, results.json.
 
     A folder that does not exist or is empty becomes a new run, whatever the flags.
 

@@ -193,7 +193,7 @@ class VFM(nn.Module):
         return self
 
     def renew_buffers(self) -> VFM:
-        """Fill what no checkpoint carries (rotary table, zero key biases), after a loader put placeholders; returns self."""
+        """Fill what no checkpoint carries (rotary table, zero key biases) after a loader left placeholders there."""
         for name, buffer in self.named_buffers():
             if name.endswith("k_bias") and not buffer.is_meta:
                 buffer.zero_()
