@@ -79,6 +79,11 @@ def assemble(
         with torch.no_grad():
             for table in (lm.get_input_embeddings().weight, lm.get_output_embeddings().weight):
                 table[rows:] = table[:rows].float().mean(0).to(table.dtype)
+    if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
+        # LLaVA ties its head to a table of that name alone; where it has another name, the head becomes a copy.
+        head = lm.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        lm.config.tie_word_embeddings = False
     expected = _probe(lm)
     token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     config: Any = model_config(tree.config, lm.config, token, spec, full=isinstance(tree, FullTower))

@@ -6,7 +6,7 @@ the framework itself, the allocator's fragments, buffers of communication, activ
 What a weight costs in training with AdamW, in bytes:
 
     precision   frozen   trained: weight + gradient + optimizer
-    fp32        4        4 + 4 + 8
+    fp32        4        4 + 4 + 8        (DeepSpeed steps on a copy here too: 4 more)
     autocast    4        4 + 4 + 8        HF Trainer with bf16=True, model loaded in fp32
     mixed       2        4 + 4 + 8        the same, frozen parts loaded in bf16
     mixed       2        2 + 2 + 4 + 8    DeepSpeed's bf16 engine (ZeRO): bf16 weights beside fp32 masters
@@ -123,9 +123,7 @@ class Plan:
     @property
     def optimizer_bytes(self) -> int:
         """Bytes of AdamW's state for a trained weight: two moments and, under ZeRO, the fp32 copy that it steps on."""
-        moments = 8 if self.master else 2 * self.param_bytes
-        in_place = not self.zero or (self.param_bytes == 4 and self.zero == 3 and not self.offload_optimizer)
-        return moments + (0 if in_place else 4)
+        return (8 if self.master else 2 * self.param_bytes) + (4 if self.zero else 0)
 
 
 @dataclass(frozen=True)

@@ -100,3 +100,63 @@ def picture_folder(pictures, tmp_path):
     for i, image in enumerate(pictures):
         image.save(folder / f"{i:03d}.png")
     return folder
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def small_tokenizer():
+    """A byte-level tokenizer with ChatML, trained on a few sentences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=350,
+        special_tokens=["<pad>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["what is at the top left? a red cat. user assistant"] * 9, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>", chat_template=CHATML
+    )
+
+
+@pytest.fixture
+def lm():
+    """``lm("qwen2")`` gives a tiny random causal language model and its tokenizer."""
+
+    def make(kind="llama", width=32, **options):
+        import transformers as t
+
+        tokenizer = small_tokenizer()
+        common = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+        usual = {
+            "hidden_size": width,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 2 * width,
+        }
+        no_kv = {k: v for k, v in usual.items() if k != "num_key_value_heads"}
+        config = {
+            "llama": lambda: t.LlamaConfig(**common, **usual, **options),
+            "qwen2": lambda: t.Qwen2Config(**common, **usual, **options),
+            "cohere": lambda: t.CohereConfig(**common, **usual, **options),
+            "gpt2": lambda: t.GPT2Config(**common, n_embd=width, n_layer=2, n_head=2, **options),
+            "gpt_neox": lambda: t.GPTNeoXConfig(**common, **no_kv, **options),
+            "opt": lambda: t.OPTConfig(
+                **common, hidden_size=width, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64,
+                word_embed_proj_dim=width, **options,
+            ),
+        }[kind]()  # fmt: skip
+        torch.manual_seed(0)
+        return t.AutoModelForCausalLM.from_config(config).eval(), tokenizer
+
+    return make

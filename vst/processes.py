@@ -56,7 +56,7 @@ def accelerator_for(config: FitConfig) -> Any:
 
 
 def _without_auto(facts: dict[str, Any]) -> dict[str, Any]:
-    """A DeepSpeed config without what it leaves to transformers' Trainer ("auto"): DeepSpeed's defaults hold instead."""
+    """A DeepSpeed config without what it leaves to transformers' Trainer ("auto"): DeepSpeed has defaults for it."""
     return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in facts.items() if v != "auto"}
 
 

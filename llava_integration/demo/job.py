@@ -1,0 +1,339 @@
+"""The demo: a small language model learns to talk about pictures that it sees through a stitch tree, offline.
+
+Tower: DINOv2-S (saliency) trunk with CLIP-B/16 as a branch, its stitches fitted first. Language model:
+SmolLM2-135M-Instruct. Pictures: easy-VQA and emoji scenes; scenes are drawn in two styles for training and in a third
+for the test, which neither stitches nor language model saw before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import llava_integration  # noqa: F401 (makes transformers know the tower)
+from llava_integration import assemble
+from llava_integration.answers import Question, ask
+from llava_integration.config import TuneConfig
+from llava_integration.data import DataConfig
+from llava_integration.demo import assets, easy_vqa, scenes
+from llava_integration.demo.page import write_page
+from llava_integration.plots import depth_curve, loss_curve
+from llava_integration.scoring import correct, score
+from llava_integration.training import ModelConfig, train
+from vst.demo import assets as encoders
+from vst.demo import emoji
+from vst.fit_config import FitConfig
+from vst.fitting import fit_stitches
+from vst.runs import Run, atomic_path, read_json
+from vst.tree import VSTEncoder
+
+TRAIN_STYLES, TEST_STYLE = ("noto", "twemoji"), "fluent"
+
+
+@dataclass(frozen=True)
+class LlavaDemoConfig:
+    """What the demo runs.
+
+    Attributes:
+        splits: trunk depths, of 12, that the tree holds; training draws one for each step.
+        image_size: side of the trunk's pictures; 112 is a grid of 8 x 8.
+        fit_pictures, fit: of the stitches.
+        seeds: of data, projector and order; the first one's model is what is left.
+        fixed: depths that models of their own are trained at, to compare the random one with.
+        easy_vqa, scenes: training pictures of each kind, with all their questions.
+        pretrain_steps, finetune_steps: of stage 1 (projector) and stage 2 (projector and language model).
+        pretrain_lr, finetune_lr, projector_lr: learning rates; a small model in a few minutes wants larger ones than
+            LLaVA-1.5's.
+        batch_size: conversations a step.
+        questions: of each test set.
+        depth_questions: of each test set, at every depth.
+        split: depth of the scores that are shown first; default: the shallowest.
+    """
+
+    splits: list[int] = field(default_factory=lambda: [2, 6, 10])
+    image_size: int = 112
+    fit_pictures: int = 400
+    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, save_every=10))
+    seeds: list[int] = field(default_factory=lambda: [0])
+    fixed: list[int] = field(default_factory=list)
+    easy_vqa: int = 1000
+    scenes: int = 2000
+    pretrain_steps: int = 60
+    finetune_steps: int = 120
+    pretrain_lr: float = 1e-3
+    finetune_lr: float = 2e-4
+    projector_lr: float = 1e-3
+    batch_size: int = 8
+    questions: int = 500
+    depth_questions: int = 200
+    split: int | None = None
+
+
+def run_demo(
+    folder: str | Path, config: LlavaDemoConfig, *, resume: bool = True, overwrite: bool = False
+) -> dict[str, Any]:
+    """Run what is missing of the demo; leaves the model, results.json, plots and a page, and returns the results.
+
+    Raises:
+        ValueError: the folder holds a run of another config and ``overwrite`` is False.
+    """
+    folder = Path(folder)
+    run = Run(folder, asdict(config), resume=resume and folder.exists(), overwrite=overwrite)
+    if overwrite:
+        for part in ("fit", "data", "models"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+    if run.path("results.json").exists():
+        print(f"{folder} is complete; showing what is there (--overwrite starts again).")
+        results = read_json(run.path("results.json"))["results"]
+        _show(results, folder)
+        return results
+    job = _Job(run, config)
+    job.tree()
+    for seed in config.seeds:
+        for split in ("random", *config.fixed):
+            job.trained(seed, split)
+            job.asked(seed, split)
+    job.leave_model()
+    results = job.results()
+    job.page(results)
+    run.finish(results)  # last: a run with results is complete
+    _show(results, folder)
+    return results
+
+
+class _Job:
+    def __init__(self, run: Run, config: LlavaDemoConfig) -> None:
+        self.run, self.config = run, config
+        self.encoders, self.assets = encoders.prepare(), assets.prepare()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.split = min(config.splits) if config.split is None else config.split
+
+    def tree(self) -> None:
+        """Fit the stitches, on emoji of the training styles alone."""
+        folder = self.run.path("fit")
+        if (folder / "tree" / "config.json").is_file():
+            return
+        tree = VSTEncoder.from_vfms(
+            trunk=f"hf:{self.encoders.dinov2}",
+            branches={"clip": f"hf:{self.encoders.clip}"},
+            splits=self.config.splits,
+            image_size=self.config.image_size,
+        )
+        pictures = emoji.pictures(self.encoders.emoji, TRAIN_STYLES)
+        random.Random(0).shuffle(pictures)
+        chosen = pictures[: self.config.fit_pictures + 64]
+        fit_stitches(
+            tree,
+            [emoji.open_picture(p) for p in chosen[64:]],
+            self.config.fit,
+            heldout_images=[emoji.open_picture(p) for p in chosen[:64]],
+            folder=folder,
+            resume=folder.exists(),
+        )
+        tree.split = self.split
+        tree.save_pretrained(folder / "tree")
+
+    def data(self, seed: int) -> DataConfig:
+        """Training conversations of a seed, on disk in LLaVA's format."""
+        folder = self.run.path("data") / f"seed{seed}"
+        file = folder / "train.json"
+        if not file.is_file():
+            records = easy_vqa.conversations(self.assets.easy_vqa, "train", self.config.easy_vqa, seed)
+            for record in records:
+                target = folder / "easy_vqa" / record["image"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.assets.easy_vqa / record["image"], target)
+                record["image"] = f"easy_vqa/{record['image']}"
+            own = scenes.write(folder / "scenes", self.encoders.emoji, self.config.scenes, TRAIN_STYLES, seed)
+            for record in read_json(own):
+                records.append({**record, "image": f"scenes/{record['image']}"})
+            with atomic_path(file) as path:
+                path.write_text(json.dumps(records), encoding="utf-8")
+        return DataConfig([str(file)], str(folder), max_length=1024)
+
+    def questions(self, count: int) -> dict[str, list[Question]]:
+        """The test: the same for all seeds."""
+        return {
+            "easy-VQA": easy_vqa.questions(self.assets.easy_vqa, count),
+            "emoji scenes": scenes.questions(
+                self.run.path("data") / "test", self.encoders.emoji, count, TEST_STYLE, seed=1000
+            ),
+        }
+
+    def folder(self, seed: int, split: int | str, stage: str) -> Path:
+        """Of one training run."""
+        return self.run.path("models") / f"seed{seed}-{split}" / stage
+
+    def trained(self, seed: int, split: int | str) -> None:
+        """Both stages."""
+        if self.run.has(_key(seed, split)):
+            return
+        config, data = self.config, self.data(seed)
+        common = {"seed": seed, "save_steps": 20, "per_device_train_batch_size": min(4, config.batch_size)}
+        stages = {
+            "pretrain": (
+                ModelConfig(llm=str(self.assets.llm), tower=str(self.run.path("fit") / "tree")),
+                TuneConfig(llm="none"),
+                {"learning_rate": config.pretrain_lr, "max_steps": config.pretrain_steps},
+            ),
+            "finetune": (
+                ModelConfig(start=str(self.folder(seed, split, "pretrain"))),
+                TuneConfig(llm="full", projector_lr=config.projector_lr),
+                {"learning_rate": config.finetune_lr, "max_steps": config.finetune_steps},
+            ),
+        }
+        for stage, (model, tune, options) in stages.items():
+            print(f"seed {seed}, split {split}: {stage}")
+            folder = self.folder(seed, split, stage)
+            train(
+                model, data, str(folder), tune, split, config.batch_size, {**common, **options, "bf16": True},
+                resume=folder.exists(),
+            )  # fmt: skip
+
+    def asked(self, seed: int, split: int | str) -> None:
+        """Answers to the test's questions, with the picture and without, and at every depth."""
+        if self.run.has(_key(seed, split)):
+            return
+        folder = self.folder(seed, split, "finetune")
+        model, processor = assemble.load(folder)
+        tower = model.model.vision_tower  # type: ignore[union-attr]
+        shown = self.split if split == "random" else int(split)
+        model.to(self.device)  # type: ignore[arg-type]
+
+        def answers(questions: Sequence[Question], title: str, blank: bool = False) -> list[str]:
+            return ask(model, processor, questions, blank=blank, batch_size=32, title=title, dtype=torch.bfloat16)
+
+        row: dict[str, Any] = {
+            "seed": seed,
+            "split": split,
+            "shown": shown,
+            "datasets": {},
+            "depths": {},
+            "samples": [],
+        }
+        for name, questions in self.questions(self.config.questions).items():
+            tower.split = shown  # type: ignore[union-attr]
+            seen = answers(questions, f"{name}, split {shown}")
+            # Without its picture a question has one answer, however often it is asked.
+            unique = list({q.question: q for q in questions}.values())
+            without = dict(zip([q.question for q in unique], answers(unique, f"{name}, blanked", True), strict=True))
+            blank = [without[q.question] for q in questions]
+            row["datasets"][name] = score(questions, seen, blank)
+            row["samples"] += [
+                {"dataset": name, "image": str(q.image), "question": q.question, "answer": a, "expected": q.answer,
+                 "blank": b}
+                for q, a, b in list(zip(questions, seen, blank, strict=True))[:12]
+            ]  # fmt: skip
+            part = self.config.depth_questions
+            depths = {shown: correct(seen[:part], questions[:part]).mean()}
+            for depth in self.config.splits if split == "random" else []:
+                if depth != shown:
+                    tower.split = depth  # type: ignore[union-attr]
+                    depths[depth] = correct(
+                        answers(questions[:part], f"{name}, split {depth}"), questions[:part]
+                    ).mean()
+            row["depths"][name] = {str(d): float(v) for d, v in sorted(depths.items())}
+        row["history"] = [
+            entry
+            for stage in ("pretrain", "finetune")
+            for entry in read_json(self.folder(seed, split, stage) / "results.json")["results"]["history"]
+        ]
+        row["seconds"] = {
+            stage: read_json(self.folder(seed, split, stage) / "results.json")["results"]["seconds"]
+            for stage in ("pretrain", "finetune")
+        }
+        self.run.add(row, _key(seed, split))
+
+    def leave_model(self) -> None:
+        """The first seed's model, in the run's own folder."""
+        source = self.folder(self.config.seeds[0], "random", "finetune")
+        files = [p for p in source.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")]
+        own = {"run.json", "environment.json", "results.json"}
+        for path in sorted(files, key=lambda p: p.name == "config.json"):
+            if path.name not in own:
+                with atomic_path(self.run.path(path.name)) as target:
+                    os.link(path, target)
+
+    def results(self) -> dict[str, Any]:
+        """Everything in one dict."""
+        rows = self.run.rows()
+        drawn = [r for r in rows if r["split"] == "random"]
+        names = list(drawn[0]["datasets"])
+        depths = {
+            name: {
+                "random": {d: [r["depths"][name][d] for r in drawn] for d in drawn[0]["depths"][name]},
+                "fixed": {
+                    str(s): [r["depths"][name][str(s)] for r in rows if r["split"] == s] for s in self.config.fixed
+                },
+                "majority": drawn[0]["datasets"][name]["majority"],
+                "blank": sum(r["datasets"][name]["blank"] for r in drawn) / len(drawn),
+            }
+            for name in names
+        }
+        count = len(drawn)
+        return {
+            "caption": f"SmolLM2-135M-Instruct on a tree of DINOv2-S (saliency) and CLIP-B/16, 8 x 8 grid, split drawn "
+            f"at each step, shown at split {self.split}; {self.config.questions} test questions a set, {count} "
+            f"seed{'s' if count > 1 else ''}, {self.device.type}, bf16 autocast",
+            "seeds": [{k: r[k] for k in ("seed", "datasets", "seconds")} for r in drawn],
+            "depths": depths,
+            "fixed": [{k: r[k] for k in ("seed", "split", "datasets")} for r in rows if r["split"] != "random"],
+            "depth_questions": self.config.depth_questions,
+            "history": drawn[0]["history"],
+            "samples": drawn[0]["samples"],
+        }
+
+    def page(self, results: dict[str, Any]) -> None:
+        """Draw the plots and write the page."""
+        loss_curve(results["history"], self.run.path("loss.png"))
+        plots = {"training loss": self.run.path("loss.png")}
+        for name, depths in results["depths"].items():
+            path = self.run.path(f"depth-{name.replace(' ', '-').lower()}.png")
+            note = f"{name}: {results['depth_questions']} questions; {results['caption']}"
+            depth_curve(depths, path, note)
+            plots[f"{name}: answers by split depth"] = path
+        samples = [{**s, "image": Image.open(s["image"]).convert("RGB")} for s in results["samples"]]
+        write_page(self.run.folder, results, samples, plots)
+
+
+def _key(seed: int, split: int | str) -> str:
+    return f"seed{seed}-{split}"
+
+
+def _show(results: dict[str, Any], folder: Path) -> None:
+    from vst.report import table
+
+    rows = [
+        (
+            str(row["seed"]),
+            name,
+            f"{100 * s['accuracy']:.1f}",
+            f"{100 * s['majority']:.1f}",
+            f"{100 * s['blank']:.1f}",
+            _interval(s["over_majority"]),
+            _interval(s["over_blank"]),
+        )
+        for row in results["seeds"]
+        for name, s in row["datasets"].items()
+    ]
+    heads = ["seed", "questions", "right %", "majority %", "blanked %", "over majority (95 %)", "over blanked (95 %)"]
+    table("Answers", heads, rows, results["caption"])
+    for name, depths in results["depths"].items():
+        shown = ", ".join(f"split {d}: {100 * sum(v) / len(v):.1f} %" for d, v in depths["random"].items())
+        print(f"{name}, one model at every depth ({results['depth_questions']} questions): {shown}")
+    for sample in results["samples"][:3] + results["samples"][-3:]:
+        print(f"  {sample['question']}  {sample['answer']}  (expected: {sample['expected']}; {sample['image']})")
+    print(f"model:   {folder} (AutoModelForImageTextToText.from_pretrained)\npage:    {folder / 'index.html'}")
+
+
+def _interval(difference: dict[str, float]) -> str:
+    return f"{100 * difference['mean']:+.1f} ({100 * difference['low']:+.1f} .. {100 * difference['high']:+.1f})"
