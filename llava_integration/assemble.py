@@ -91,6 +91,7 @@ def assemble(
     with torch.device("meta"):
         model: Any = kind(config)
     model.model.vision_tower = VSTVisionModel.from_tree(tree)
+    model.model.vision_tower.config = model.config.vision_config  # one object, so that a split set later is saved
     model.model.language_model = lm.base_model
     model.lm_head = lm.get_output_embeddings()
     with torch.random.fork_rng(devices=[]):

@@ -27,6 +27,7 @@ from llava_integration.data import Collate, Conversations, DataConfig
 from llava_integration.llava import build_projector
 from llava_integration.processing import image_tokens
 from llava_integration.trainer import MLLMTrainer, last_checkpoint
+from vst.allocator import keep_freed_memory
 from vst.baseline import FullTower
 from vst.cli import TreeArgs
 from vst.config import VSTConfig
@@ -184,6 +185,8 @@ def _train(
     if (folder / "results.json").is_file():
         return
     began = time.monotonic()
+    if values["use_cpu"]:
+        keep_freed_memory()
     seed = int(values.get("seed", 42))
     set_seed(seed)
     half = bool(values.get("bf16"))

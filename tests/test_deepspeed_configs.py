@@ -5,6 +5,8 @@ As a script this file is what the launched processes run.
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "deepspeed").glob("*.json"))}
+LAUNCH = (ROOT / "docs" / "launch.md").read_text()
 PROCESSES, CLIP = 2, 0.5
 
 
@@ -132,6 +135,32 @@ def test_what_the_trainer_decides_is_left_to_it(name):
     assert ("offload_optimizer" in zero) == ("offload" in name)
     assert ("offload_param" in zero) == (name == "zero3_offload")
     assert facts.get("zero_force_ds_cpu_optimizer", True) == ("offload" not in name)
+
+
+def commands():
+    blocks = re.findall(r"```bash\n(.*?)```", LAUNCH, re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if "train/mllm.py" in line]
+
+
+def test_launch_lines_parse():
+    """The real launchers' parsers take them, the shell takes the batch script, and configs exist."""
+    from deepspeed.launcher.runner import parse_args
+    from torch.distributed.run import get_args_parser
+
+    found = {"torchrun": 0, "deepspeed": 0}
+    for line in commands():
+        words = shlex.split(line)
+        words = words[next(i for i, word in enumerate(words) if word in found) :]
+        known = parse_args(words[1:]) if words[0] == "deepspeed" else get_args_parser().parse_args(words[1:])
+        found[words[0]] += 1
+        script = known.user_script if words[0] == "deepspeed" else known.training_script
+        assert script == "train/mllm.py"
+        assert Path(ROOT, words[words.index("--trainer.deepspeed") + 1]).exists()
+    assert found == {"torchrun": 6, "deepspeed": 2}
+    (batch,) = re.findall(r"```bash\n(#!/bin/bash.*?)```", LAUNCH, re.S)
+    subprocess.run(["bash", "-n"], input=batch, text=True, check=True)
+    assert set(re.findall(r"`(\w+)\.json`", LAUNCH)) - {"results"} == set(CONFIGS)
 
 
 @pytest.mark.slow

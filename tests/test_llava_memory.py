@@ -1,5 +1,8 @@
 """The estimate of memory against real models, real steps, what autograd really keeps, and loops written out."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -282,6 +285,19 @@ def test_llava_with_a_7b_language_model():
     assert towers[:3] == sorted(towers[:3], reverse=True)
     assert towers[2] < towers[3] == 2 * full_cost(large_tree()).parameters
     assert [row.label for row in frozen] == ["VST-6", "VST-14", "VST-22", "all in full"]
+
+
+def test_the_figures_of_the_launch_page():
+    page = (Path(__file__).parents[1] / "docs" / "launch.md").read_text()
+    rows = re.findall(r"^\| (\d) \| `zero(\d)(_offload)?\.json` \| (\d+) \| (\d+) \|$", page, re.M)
+    assert len(rows) == 5
+    for stage, zero, offload, device, host in rows:
+        options = Plan(
+            llm="full" if stage == "2" else "none", zero=int(zero), offload_optimizer=bool(offload),
+            offload_params=bool(offload) and zero == "3", processes=8, batch=16, length=2048, checkpointing=True,
+        )  # fmt: skip
+        (row,) = estimate(large_tree(), VICUNA_7B, 2048 * 4096 + 4096 + 4096 * 4096 + 4096, options, [14])
+        assert (round(row.per_device / 1e9), round(row.host / 1e9)) == (int(device), int(host))
 
 
 def test_lora_trains_little():

@@ -296,7 +296,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 model = AutoModelForImageTextToText.from_pretrained({str(tmp_path / "model")!r})
 processor = AutoProcessor.from_pretrained({str(tmp_path / "model")!r})
-text = processor.apply_chat_template([{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "what is it?"}}]}}], add_generation_prompt=True)
+content = [{{"type": "image"}}, {{"type": "text", "text": "what is it?"}}]
+text = processor.apply_chat_template([{{"role": "user", "content": content}}], add_generation_prompt=True)
 batch = processor(images=Image.open({str(tmp_path / "picture.png")!r}), text=text, return_tensors="pt")
 print("IDS", model.generate(**batch, max_new_tokens=5, do_sample=False).tolist())
 """

@@ -202,7 +202,7 @@ def test_plots_are_drawn(tmp_path, suffix):
 def page_of(tmp_path, **sample):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "loss.png")
     seeds = [{"seed": seed, "datasets": {"scenes": scored()}} for seed in (0, 1)]
-    results = {"caption": "a <caption>", "seeds": seeds, "depths": DEPTHS}
+    results = {"caption": "a <caption>", "seeds": seeds, "depths": {"a & b": DEPTHS}}
     shown = {
         "image": Image.new("RGB", (500, 300)), "question": "Is <b> there?", "answer": "Yes.", "expected": "yes",
         "blank": "no", "dataset": "scenes", **sample,
@@ -240,7 +240,8 @@ def test_page_needs_its_plots(tmp_path):
         write_page(tmp_path, results, [], {"loss": tmp_path / "none.png"})
     with pytest.raises(ValueError, match=r"'\.gif'"):
         write_page(tmp_path, results, [], {"loss": tmp_path / "loss.gif"})
-    assert "<h2>By split depth" not in write_page(tmp_path, results, [], {}).read_text(encoding="utf-8")
+    without = write_page(tmp_path, {**results, "depths": {}}, [], {}).read_text(encoding="utf-8")
+    assert "by split depth" not in without
 
 
 def test_tables_hold_the_scores():

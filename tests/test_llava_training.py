@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers as t
 from safetensors.torch import load_file
-from training_kit import kit  # noqa: F401 (fixture)
 
 from llava_integration import tuning
 from llava_integration.config import TrainerConfig, TuneConfig
@@ -16,6 +15,7 @@ from llava_integration.processing import image_tokens
 from llava_integration.training import ModelConfig, train
 from vst import cli
 
+pytest_plugins = ("training_kit",)
 STAGES = {
     "stage 1": TuneConfig(),
     "stitches": TuneConfig(stitches=True, stitch_lr=1e-2),
@@ -274,3 +274,11 @@ def test_typos_in_a_config_are_refused(kit, tmp_path, capsys, monkeypatch):
     config = kit.yaml(tmp_path / "run", trainer={"learning_rat": 1.0})
     with pytest.raises(SystemExit, match="did you mean learning_rate"):
         cli.command(train, ["--config", str(config)])
+
+
+def test_the_split_of_stage_one_is_the_split_of_stage_two(kit, tmp_path):
+    train(kit.model, kit.data, str(tmp_path / "one"), **kit.options(steps=1, split=1))
+    train(ModelConfig(start=str(tmp_path / "one")), kit.data, str(tmp_path / "two"), **kit.options(steps=1))
+    for stage in ("one", "two"):
+        model = t.AutoModelForImageTextToText.from_pretrained(tmp_path / stage)
+        assert model.model.vision_tower.split == 1

@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from llava_integration.__main__ import COMMANDS
+from llava_integration.assemble import assemble
 from vst import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
+LINES = [
     line
     for block in re.findall(r"```bash\n(.*?)```", README, re.S)
     for line in block.replace("\\\n", " ").splitlines()
-    if "vst " in line.split("#")[0] or "train/" in line or "eval/" in line
+    if any(part in line.split("#")[0] for part in ("vst ", "train/", "eval/", "-m llava_integration"))
 ]
 
 
 def test_the_python_face(tiny, picture_folder, tmp_path, monkeypatch, pictures):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     replaced = {
         "timm:vit_large_patch14_dinov2.lvd142m": tiny("dinov2", depth=24),
         "timm:vit_large_patch14_clip_quickgelu_336.openai": tiny("clip", 48, depth=24),
@@ -36,20 +38,36 @@ def test_the_python_face(tiny, picture_folder, tmp_path, monkeypatch, pictures):
     assert space["tree"].splits == [14]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+def test_the_language_model(tree_of, lm, pictures, tmp_path, monkeypatch):
+    _, code = re.findall(r"```python\n(.*?)```", README, re.S)
+    tree = tree_of(splits=(1, 3))
+    for part in assemble(tree, *lm()):
+        part.save_pretrained(tmp_path / "runs" / "llava-demo")
+    assert "vision_tower.split = 10" in code
+    monkeypatch.chdir(tmp_path)
+    space = {"image": pictures[0]}
+    exec(code.replace("split = 10", "split = 1"), space)
+    assert space["answer"].shape[0] == 1
+    assert space["model"].model.vision_tower.split == 1
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_command_lines_parse(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(line, comments=True)
     if "train/stitch.py" in words:
-        words = ["fit", *words[words.index("train/stitch.py") + 1 :]]
+        assert cli.parse(["fit", *words[words.index("train/stitch.py") + 1 :]])
+    elif "train/mllm.py" in words:
+        assert cli.parse(["train", *words[words.index("train/mllm.py") + 1 :]], functions=COMMANDS)
+    elif words[:3] == ["python", "-m", "llava_integration"]:
+        assert cli.parse(words[3:], functions=COMMANDS)
     else:
         assert words[0] == "vst"
-        words = words[1:]
-    assert cli.parse(words)
+        assert cli.parse(words[1:])
 
 
 def test_there_are_commands_to_test():
-    assert len(COMMANDS) >= 6
+    assert len(LINES) >= 10
 
 
 def test_files_that_the_readme_names_exist():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,19 +207,31 @@ def command(function: Callable[..., Any], args: list[str] | None = None) -> None
     _call(function, parsed.instantiate_classes(parsed.parse_args(_flags(args))).as_dict())
 
 
-def parse(args: list[str] | None = None) -> Any:
-    """Parse the arguments of ``vst`` (default: the process'): the subcommand's name and its values."""
-    out = _parser(prog="vst", description=(__doc__ or "").split("\n")[0].replace("`", ""))
+def parse(
+    args: list[str] | None = None,
+    *,
+    functions: Sequence[Callable[..., Any]] = COMMANDS,
+    prog: str = "vst",
+    description: str = __doc__ or "",
+) -> Any:
+    """Parse arguments (default: the process'): the subcommand's name and its values.
+
+    Args:
+        args: words of a command line.
+        functions: one a subcommand.
+        prog, description: for the help.
+    """
+    out = _parser(prog=prog, description=description.split("\n")[0].replace("`", ""))
     choices = out.add_subcommands(title="commands", metavar="COMMAND")
-    for function in COMMANDS:
+    for function in functions:
         choices.add_subcommand(function.__name__, _add(_parser(), function), help=_summary(function))
     return out.instantiate_classes(out.parse_args(_flags(args)))
 
 
-def main(args: list[str] | None = None) -> None:
-    """Entry point of ``vst``."""
-    values = parse(args).as_dict()
-    function = next(f for f in COMMANDS if f.__name__ == values["subcommand"])
+def main(args: list[str] | None = None, *, functions: Sequence[Callable[..., Any]] = COMMANDS, **options: str) -> None:
+    """Entry point of ``vst``, and of packages with commands of their own (``options`` as for :func:`parse`)."""
+    values = parse(args, functions=functions, **options).as_dict()
+    function = next(f for f in functions if f.__name__ == values["subcommand"])
     _call(function, values[function.__name__])
 
 

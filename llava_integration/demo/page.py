@@ -42,7 +42,7 @@ def write_page(
     Args:
         run_folder: where to.
         results: ``caption``; ``seeds``: rows of ``seed`` and ``datasets`` (by name what
-            :func:`llava_integration.scoring.score` gives); ``depths`` where they were measured: what
+            :func:`llava_integration.scoring.score` gives); ``depths``: by dataset what
             :func:`llava_integration.plots.depth_curve` draws.
         samples: each with ``image`` (PIL), ``question``, ``answer``, ``expected``, ``blank`` (the answer to the blanked
             picture) and ``dataset``.
@@ -58,9 +58,9 @@ def write_page(
     figures = "".join(
         f'<img class="plot" src="{_plot(Path(path))}" alt="{html.escape(what)}">' for what, path in plots.items()
     )
-    depths = ""
-    if results.get("depths"):
-        depths = "<h2>By split depth</h2>" + _table(*depth_rows(results["depths"]))
+    depths = "".join(
+        f"<h2>{html.escape(name)} by split depth</h2>" + _table(*depth_rows(by)) for name, by in results.get("depths", {}).items()
+    )
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <title>A language model that sees through the stitch tree</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{_STYLE}</style></head><body>

@@ -1,0 +1,53 @@
+"""``python -m llava_integration``: train a language model on a tree, ask it, run the demo."""
+
+from __future__ import annotations
+
+from llava_integration.answers import Question, ask
+from llava_integration.demo.job import LlavaDemoConfig, run_demo
+from llava_integration.training import train
+from vst.cli import main
+
+
+def demo(
+    out: str = "runs/llava-demo",
+    demo: LlavaDemoConfig = LlavaDemoConfig(),  # noqa: B008 (frozen)
+    overwrite: bool = False,
+) -> None:
+    """The whole job offline: a small language model learns to talk about pictures that it sees through a stitch tree.
+
+    Args:
+        out: run folder, where the model is left; a second call finds what is there.
+        demo: what to run.
+        overwrite: start again; a run that is there is gone on with otherwise.
+    """
+    run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
+
+
+def answer(model: str, image: str, question: str, split: int | None = None, max_new_tokens: int = 64) -> None:
+    """Answer a question about a picture.
+
+    Examples:
+        python -m llava_integration answer --model runs/llava-demo --image picture.png --question "What is at the left?"
+
+    Args:
+        model: folder of a trained model.
+        image: a picture's file.
+        question: in words.
+        split: trunk depth to see it at; default: the model's own.
+        max_new_tokens: longest answer.
+    """
+    from pathlib import Path
+
+    from llava_integration.assemble import load
+
+    whole, processor = load(model)
+    if split is not None:
+        whole.model.vision_tower.split = split  # type: ignore[union-attr]
+    asked = [Question(Path(image), question, "", "")]
+    print(ask(whole, processor, asked, max_new_tokens=max_new_tokens, show=False)[0])
+
+
+COMMANDS = (train, answer, demo)
+
+if __name__ == "__main__":
+    main(functions=COMMANDS, prog="python -m llava_integration", description=str(__doc__))
