@@ -200,6 +200,8 @@ def _train(
         for p in whole.parameters():
             if p.requires_grad:
                 p.data = p.data.float()
+        if tune.stitches:  # a norm does not take fp32 tokens and bf16 weights
+            tower.float()
     vision: Any = whole.config.vision_config
     tree, spec = vision.tree_config(), _spec(whole.config)
     tokens = image_tokens(tree, spec)
@@ -348,7 +350,7 @@ def _estimate(
     values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Print what the run would need, at every split."""
-    from llava_integration.memory import FULL, Plan, estimate, memory_table
+    from llava_integration.memory import Plan, estimate, memory_table
 
     half = bool(values.get("bf16"))
     zero: dict[str, Any] = {}
@@ -373,7 +375,7 @@ def _estimate(
         length=data.max_length,
         checkpointing=bool(values.get("gradient_checkpointing")),
     )
-    splits: list[Any] = [FULL] if full else list(tree.choices().values()) or [{}]
+    splits: list[Any] = ["full"] if full else list(tree.choices().values()) or [{}]
     device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     print(
         f"{plan.processes} processes, ZeRO stage {plan.zero}, {plan.precision}, {plan.batch} x {plan.length} tokens a "

@@ -59,7 +59,8 @@ def write_page(
         f'<img class="plot" src="{_plot(Path(path))}" alt="{html.escape(what)}">' for what, path in plots.items()
     )
     depths = "".join(
-        f"<h2>{html.escape(name)} by split depth</h2>" + _table(*depth_rows(by)) for name, by in results.get("depths", {}).items()
+        f"<h2>{html.escape(name)} by split depth</h2>{_table(*depth_rows(by))}"
+        for name, by in results.get("depths", {}).items()
     )
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <title>A language model that sees through the stitch tree</title>
