@@ -42,7 +42,7 @@ def answer(model: str, image: str, question: str, split: int | None = None, max_
 
     whole, processor = load(model)
     if split is not None:
-        whole.model.vision_tower.split = split  # type: ignore[union-attr]
+        whole.model.vision_tower.split = split
     asked = [Question(Path(image), question, "", "")]
     print(ask(whole, processor, asked, max_new_tokens=max_new_tokens, show=False)[0])
 

@@ -28,6 +28,9 @@ class TuneConfig:
         stitches: whether the tree's stitches are trained; the rest of the tree stays frozen always.
         projector_lr: learning rate of the projector; default: the trainer's (lora: 2e-5, as LLaVA-1.5).
         stitch_lr: learning rate of the stitches; default: the trainer's.
+        start: random (as LLaVA-1.5), or ridge: a new projector starts from a closed-form fit of the tower's tokens to
+            the words of the answers (see llava_integration/start.py).
+        start_pictures: conversations that the ridge start looks at.
         lora_rank, lora_alpha, lora_dropout: of LoRA, on every linear layer of the language model's blocks.
     """
 
@@ -36,6 +39,8 @@ class TuneConfig:
     stitches: bool = False
     projector_lr: float | None = None
     stitch_lr: float | None = None
+    start: str = "random"
+    start_pictures: int = 512
     lora_rank: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.05
@@ -43,6 +48,8 @@ class TuneConfig:
     def __post_init__(self) -> None:
         if self.llm not in LLM_TUNING:
             raise ValueError(f"tune.llm is {self.llm!r}; expected one of {', '.join(LLM_TUNING)}.")
+        if self.start not in ("random", "ridge"):
+            raise ValueError(f"tune.start is {self.start!r}; expected random or ridge.")
         if self.llm == "none" and not self.projector and not self.stitches:
             raise ValueError("tune trains nothing; set tune.projector, tune.stitches or tune.llm.")
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_integration.answers import Question
 from llava_integration.demo import record
 from vst.runs import read_json
+
+SHAPES = {"circle", "rectangle", "triangle"}
+COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 
 
 def conversations(
@@ -50,6 +54,25 @@ def conversations(
         random.Random(f"easy-VQA {split} {seed} {number}").shuffle(turns)
         records.append(record(f"easy-vqa-{split}-{number}", f"{split}/images/{number}.png", turns[:per_picture]))
     return records
+
+
+def captions(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Captions such as "a red circle", for stage 1, of those records whose answers tell both colour and shape."""
+    out = []
+    for entry in records:
+        told: dict[str, str] = {}
+        turns = [turn["value"].removeprefix("<image>\n") for turn in entry["conversations"]]
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            subject = kind(question)
+            if subject in ("shape", "colour"):
+                told[subject] = answer
+            elif answer == "yes" and "not" not in subject:
+                named = set(re.findall(r"[a-z]+", question.lower())) & (SHAPES | COLOURS)
+                told[subject.removeprefix("yes/no: ")] = named.pop()
+        if len(told) == 2:
+            caption = f"a {told['colour']} {told['shape']}"
+            out.append(record(entry["id"], entry["image"], [("What is in the picture?", caption)]))
+    return out
 
 
 def questions(root: Path, count: int = 500, seed: int = 0) -> list[Question]:

@@ -50,6 +50,7 @@ class LlavaDemoConfig:
         seeds: of data, projector and order; the first one's model is what is left.
         fixed: depths that models of their own are trained at, to compare the random one with.
         easy_vqa, scenes: training pictures of each kind, with all their questions.
+        start: of the projector, random or ridge (closed form, from captions).
         pretrain_steps, finetune_steps: of stage 1 (projector) and stage 2 (projector and language model).
         pretrain_lr, finetune_lr, projector_lr: learning rates; a small model in a few minutes wants larger ones than
             LLaVA-1.5's.
@@ -67,10 +68,11 @@ class LlavaDemoConfig:
     fixed: list[int] = field(default_factory=list)
     easy_vqa: int = 1000
     scenes: int = 2000
-    pretrain_steps: int = 60
-    finetune_steps: int = 120
+    start: str = "ridge"
+    pretrain_steps: int = 40
+    finetune_steps: int = 140
     pretrain_lr: float = 1e-3
-    finetune_lr: float = 2e-4
+    finetune_lr: float = 5e-4
     projector_lr: float = 1e-3
     batch_size: int = 8
     questions: int = 500
@@ -99,7 +101,8 @@ def run_demo(
     job = _Job(run, config)
     job.tree()
     for seed in config.seeds:
-        for split in ("random", *config.fixed):
+        splits: list[int | str] = ["random", *config.fixed]
+        for split in splits:
             job.trained(seed, split)
             job.asked(seed, split)
     job.leave_model()
@@ -142,10 +145,10 @@ class _Job:
         tree.split = self.split
         tree.save_pretrained(folder / "tree")
 
-    def data(self, seed: int) -> DataConfig:
-        """Training conversations of a seed, on disk in LLaVA's format."""
+    def data(self, seed: int) -> dict[str, DataConfig]:
+        """Captions for stage 1 and conversations for stage 2, on disk in LLaVA's format."""
         folder = self.run.path("data") / f"seed{seed}"
-        file = folder / "train.json"
+        file, captions = folder / "train.json", folder / "captions.json"
         if not file.is_file():
             records = easy_vqa.conversations(self.assets.easy_vqa, "train", self.config.easy_vqa, seed)
             for record in records:
@@ -153,12 +156,18 @@ class _Job:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.assets.easy_vqa / record["image"], target)
                 record["image"] = f"easy_vqa/{record['image']}"
-            own = scenes.write(folder / "scenes", self.encoders.emoji, self.config.scenes, TRAIN_STYLES, seed)
-            for record in read_json(own):
-                records.append({**record, "image": f"scenes/{record['image']}"})
-            with atomic_path(file) as path:
-                path.write_text(json.dumps(records), encoding="utf-8")
-        return DataConfig([str(file)], str(folder), max_length=1024)
+            told = easy_vqa.captions(records)
+            scenes.write(folder / "scenes", self.encoders.emoji, self.config.scenes, TRAIN_STYLES, seed)
+            for name, whole in (("captions", told), ("conversations", records)):
+                for record in read_json(folder / "scenes" / f"{name}.json"):
+                    whole.append({**record, "image": f"scenes/{record['image']}"})
+            for path, whole in ((captions, told), (file, records)):
+                with atomic_path(path) as temporary:
+                    temporary.write_text(json.dumps(whole), encoding="utf-8")
+        return {
+            "pretrain": DataConfig([str(captions)], str(folder), style="plain", max_length=1024),
+            "finetune": DataConfig([str(file)], str(folder), max_length=1024),
+        }
 
     def questions(self, count: int) -> dict[str, list[Question]]:
         """The test: the same for all seeds."""
@@ -182,7 +191,7 @@ class _Job:
         stages = {
             "pretrain": (
                 ModelConfig(llm=str(self.assets.llm), tower=str(self.run.path("fit") / "tree")),
-                TuneConfig(llm="none"),
+                TuneConfig(llm="none", start=config.start),
                 {"learning_rate": config.pretrain_lr, "max_steps": config.pretrain_steps},
             ),
             "finetune": (
@@ -195,7 +204,7 @@ class _Job:
             print(f"seed {seed}, split {split}: {stage}")
             folder = self.folder(seed, split, stage)
             train(
-                model, data, str(folder), tune, split, config.batch_size, {**common, **options, "bf16": True},
+                model, data[stage], str(folder), tune, split, config.batch_size, {**common, **options, "bf16": True},
                 resume=folder.exists(),
             )  # fmt: skip
 
@@ -205,7 +214,7 @@ class _Job:
             return
         folder = self.folder(seed, split, "finetune")
         model, processor = assemble.load(folder)
-        tower = model.model.vision_tower  # type: ignore[union-attr]
+        tower = model.model.vision_tower
         shown = self.split if split == "random" else int(split)
         model.to(self.device)  # type: ignore[arg-type]
 
@@ -221,7 +230,7 @@ class _Job:
             "samples": [],
         }
         for name, questions in self.questions(self.config.questions).items():
-            tower.split = shown  # type: ignore[union-attr]
+            tower.split = shown
             seen = answers(questions, f"{name}, split {shown}")
             # Without its picture a question has one answer, however often it is asked.
             unique = list({q.question: q for q in questions}.values())
@@ -237,7 +246,7 @@ class _Job:
             depths = {shown: correct(seen[:part], questions[:part]).mean()}
             for depth in self.config.splits if split == "random" else []:
                 if depth != shown:
-                    tower.split = depth  # type: ignore[union-attr]
+                    tower.split = depth
                     depths[depth] = correct(
                         answers(questions[:part], f"{name}, split {depth}"), questions[:part]
                     ).mean()

@@ -131,6 +131,10 @@ class Scene:
             turns.append(rng.choice(threads).pop(0))
         return turns
 
+    def caption(self) -> str:
+        """Every thing with its place."""
+        return ", ".join(f"{_a(self.things[place])} at the {place}" for place in PLACES if place in self.things)
+
     def _absent(self) -> list[str]:
         return [thing for thing in THINGS if thing not in self.things.values()]
 
@@ -145,7 +149,9 @@ class Scene:
 
 
 def write(folder: Path, root: Path, count: int, styles: Sequence[str] = ("noto", "twemoji"), seed: int = 0) -> Path:
-    """Write scenes as PNG and their questions as ``conversations.json`` in LLaVA's format, one record a picture.
+    """Write scenes as PNG, their questions as ``conversations.json`` and their captions as ``captions.json``.
+
+    Both are in LLaVA's format, one record a picture.
 
     Args:
         folder: where to; scenes that it holds from before are replaced.
@@ -166,13 +172,15 @@ def write(folder: Path, root: Path, count: int, styles: Sequence[str] = ("noto",
     listing = folder / "conversations.json"
     drawings = [_drawings(root, style) for style in styles]
     listing.unlink(missing_ok=True)
-    records = []
+    records, captions = [], []
     for index in range(count):
         rng = random.Random(f"scene {seed} {index}")
         scene = Scene.draw(rng)
         name = f"pictures/{index:05d}.png"
         _save(scene.paint(drawings[index % len(drawings)], rng), folder / name)
         records.append(record(f"scene-{seed}-{index}", name, scene.converse(rng)))
+        captions.append(record(f"scene-{seed}-{index}", name, [("What is in the picture?", scene.caption())]))
+    write_json(folder / "captions.json", captions)
     write_json(listing, records)
     return listing
 
@@ -220,8 +228,12 @@ def _where(place: str, thing: str) -> Turn:
 
 
 def _which(present: str, absent: str, rng: random.Random) -> Turn:
-    first, second = (f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in rng.sample((present, absent), 2))
+    first, second = (_a(name) for name in rng.sample((present, absent), 2))
     return f"Which is in the picture, {first} or {second}?", present
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _drawings(root: Path, style: str) -> dict[str, emoji.Picture]:
