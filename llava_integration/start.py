@@ -94,7 +94,7 @@ def _set(layers: list[nn.Linear], x: Tensor, y: Tensor, spread: float, generator
     sums.update(x, y)
     fit = sums.solve(PENALTY)
     weight = fit.y_std[:, None] * fit.weight / fit.x_std
-    gain = spread / (x @ weight.T).std().item()  # the regression shrinks towards the mean; words do not
+    gain = spread / ((x - fit.x_mean) @ weight.T).std().item()  # the regression shrinks towards the mean; words do not
     last.weight.copy_(gain * weight)
     last.bias.copy_(fit.y_mean - gain * (weight @ fit.x_mean))
     return fit.explained
