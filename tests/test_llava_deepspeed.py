@@ -37,20 +37,22 @@ def start(kit, out, tune, engine=None, steps=STEPS, **more):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, str(ROOT / "train" / "mllm.py"), "--config", str(file), "--resume"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT,
+        stdout=out.with_suffix(".log").open("w"), stderr=subprocess.STDOUT, env=environment, cwd=ROOT,
     )  # fmt: skip
+    return process, out.with_suffix(".log")  # a file and not a pipe: nobody reads while a test waits for a checkpoint
 
 
-def finish(process, timeout=240):
+def finish(started, timeout=240):
+    process, log = started
     try:
-        out, _ = process.communicate(timeout=timeout)
+        process.wait(timeout)
     except subprocess.TimeoutExpired:
         kill(process)
-        pytest.fail("the run hangs")
-    assert process.returncode == 0, out[-3000:]
-    return out
+        pytest.fail(f"the run hangs: {log.read_text()[-3000:]}")
+    assert process.returncode == 0, log.read_text()[-3000:]
+    return log.read_text()
 
 
 def kill(process):
@@ -83,8 +85,9 @@ def ddp(kit, tmp_path, plain):
     return losses
 
 
-@pytest.mark.parametrize("engine", ZERO)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("engine", "stage"), [("zero2", "stage 1"), ("zero2", "stitches"), ("zero3", "full"), ("zero3", "lora")]
+)
 def test_losses_are_those_of_plain_ddp(kit, tmp_path, ddp, engine, stage):
     expected = ddp(stage)
     out = finish(start(kit, tmp_path / "run", STAGES[stage], engine))
@@ -107,16 +110,14 @@ def test_losses_are_those_of_plain_ddp(kit, tmp_path, ddp, engine, stage):
         assert all(".stitches.1." in n for n in moved)
 
 
-@pytest.mark.parametrize(
-    ("engine", "stage"), [("zero2", "stage 1"), ("zero3", "stage 1"), ("zero2", "full"), ("zero3", "full")]
-)
+@pytest.mark.parametrize(("engine", "stage"), [("zero2", "stage 1"), ("zero3", "full")])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(kit, tmp_path, engine, stage):
     finish(start(kit, tmp_path / "whole", STAGES[stage], engine, split="random"))
-    process = start(kit, tmp_path / "parts", STAGES[stage], engine, split="random")
+    process, log = start(kit, tmp_path / "parts", STAGES[stage], engine, split="random")
     marks = tmp_path / "parts" / "checkpoints"
     deadline = time.monotonic() + 200
     while not list(marks.glob("checkpoint-3/complete")):
-        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     kill(process)
@@ -129,7 +130,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(kit, tmp_path, engine, 
         assert torch.allclose(tensor, two[name], atol=1e-6), name
 
 
-@pytest.mark.parametrize("engine", [None, *ZERO])
+@pytest.mark.parametrize("engine", [None, "zero3"])
 def test_steps_without_any_picture_do_not_hang(kit, tmp_path, engine):
     """Every process, in every step, sees text alone."""
     records = [r for r in json.loads((kit.folder / "data.json").read_text()) if "image" not in r]
