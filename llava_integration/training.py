@@ -168,8 +168,10 @@ def train(
         run = Run(folder, config, resume=resume and folder.exists(), overwrite=overwrite)
         if overwrite:
             _clear(folder)
-        if run.path("results.json").is_file():
+    if (folder / "results.json").is_file() and not overwrite:
+        if main:
             print(f"{out} is complete; nothing was done (--overwrite starts it again).")
+        return
     try:
         _train(model, data, folder, tune, split, splits, values, run)
         if torch.distributed.is_initialized():  # threads of gloo that outlive their group abort the process
@@ -186,8 +188,6 @@ def _train(
     model: ModelConfig, data: DataConfig, folder: Path, tune: TuneConfig, split: int | str | None, splits: list[int],
     values: dict[str, Any], run: Run | None,
 ) -> None:  # fmt: skip
-    if (folder / "results.json").is_file():
-        return
     began = time.monotonic()
     if values["use_cpu"]:
         keep_freed_memory()
