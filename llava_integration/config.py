@@ -122,6 +122,8 @@ class TrainerConfig:
             "remove_unused_columns": False,
             "output_dir": output_dir,
         }
+        if tune.llm != "none" and "train_sampling_strategy" in known:
+            defaults["train_sampling_strategy"] = "group_by_length"  # as LLaVA-1.5's second stage
         if tune.stitches and not self.values.get("deepspeed"):
             defaults["ddp_find_unused_parameters"] = True  # a step leaves the stitches of other splits without gradient
         return defaults | dict(self.values)

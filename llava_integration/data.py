@@ -21,6 +21,7 @@ from vst.images import ImageTransform, UnreadableImage
 from vst.pictures import ImageSet, Skipped
 from vst.runs import read_json
 
+CHARACTERS, TURN = 4, 5  # of a token of English, about; tokens of a chat template around a turn
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -81,6 +82,7 @@ class Conversations(Dataset):
         self.config, self.tokenizer, self.transform, self.image_tokens = config, tokenizer, transform, image_tokens
         self._records, self._skipped = _Records(), dict[str, str]()
         self._shapes: dict[tuple[str, ...], int] = {}
+        self._lengths = array("L")
         for name, record in _read(config.files):
             try:
                 conversation = _conversation(record, config)
@@ -88,6 +90,8 @@ class Conversations(Dataset):
             except _Unusable as reason:
                 self._skipped[name] = str(reason)
                 continue
+            text = sum(len(m["content"]) // CHARACTERS + TURN for m in conversation["messages"])
+            self._lengths.append(text + image_tokens * len(conversation["images"]))
             self._shapes.setdefault(tuple(m["role"] for m in conversation["messages"]), len(self) - 1)
             if len(self) == config.limit:
                 break
@@ -102,6 +106,11 @@ class Conversations(Dataset):
     def skipped(self) -> dict[str, str]:
         """Why conversations were left out when the files were read, by ``FILE:NUMBER``, counted from 1."""
         return dict(self._skipped)
+
+    @property
+    def lengths(self) -> list[int]:
+        """About how many tokens each conversation has, without opening a picture or tokenising."""
+        return self._lengths.tolist()
 
     def __len__(self) -> int:
         return len(self._records)

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from llava_integration.config import TuneConfig
+from llava_integration.sampling import GroupedByLength
 from llava_integration.tuning import groups
 from vst.progress import Progress
 from vst.runs import atomic_path, read_json, write_json
@@ -56,6 +57,15 @@ class MLLMTrainer(Trainer):
         wanted = (shifted != -100).any(0).nonzero().flatten()
         inputs |= {"logits_to_keep": wanted, "shift_labels": shifted[:, wanted].contiguous()}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Batches of like length by what the data says of itself; the Trainer's own way opens every picture first."""
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        if getattr(self.args, "train_sampling_strategy", "") != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return GroupedByLength(data.lengths, step, seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer with a learning rate for each part."""
