@@ -141,9 +141,7 @@ class VSTLlava(lmms):
         for group in groups:
             order = sorted(group, key=lambda i: -len(requests[i].args[0]))
             batches += [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        show = self.show and self.rank == 0
-        with torch.inference_mode():
-            yield from track(batches, "answers", len(batches), show)
+        yield from track(batches, "answers", len(batches), self.show and self.rank == 0)
 
     def _question(self, request: Any) -> Prompt:
         prompt = self.prompter.question(request.args[0], self._pictures(request))
@@ -166,6 +164,7 @@ class VSTLlava(lmms):
         found = request.args[2](self._document(request)) if callable(request.args[2]) else None
         return [] if found is None else list(found)
 
+    @torch.inference_mode()
     def _answers(self, prompts: Sequence[Prompt], wish: Wish) -> list[str]:
         batch = self._on_device(pad(prompts, self.tokenizer.pad_token_id))
         width = batch["input_ids"].shape[1]
@@ -175,6 +174,7 @@ class VSTLlava(lmms):
         said = self.tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
         return [wish.cut(answer) for answer in said]
 
+    @torch.inference_mode()
     def _likelihoods(self, prompts: Sequence[Prompt]) -> list[tuple[float, bool]]:
         batch = self._on_device(pad(prompts, self.tokenizer.pad_token_id))
         labels = batch.pop("labels")
