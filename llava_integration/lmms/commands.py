@@ -70,13 +70,8 @@ def evaluate(
     options |= {"gen_kwargs": gen_kwargs, "include": include}
     folder = Path(out)
     config = {"model": model, "tasks": chosen, **options}
-    kept = Run(
-        folder,
-        config,
-        resume=folder.exists() and not overwrite,
-        overwrite=overwrite,
-        device=None if device == "auto" else device,
-    )
+    flags = {"resume": folder.exists() and not overwrite, "overwrite": overwrite}
+    kept = Run(folder, config, **flags, device=None if device == "auto" else device)
     if (folder / "results.json").is_file():
         print(f"{out} is complete; showing what is there (--overwrite starts again).")
         show(read_json(folder / "results.json")["results"])

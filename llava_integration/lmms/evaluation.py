@@ -52,10 +52,10 @@ def evaluate(
 
     Returns:
         For JSON: ``tasks``, by name ``score`` (its first metric, named by ``metric``), ``n``, ``metrics``, ``stderr``
-        and for local tasks ``majority`` (the score of the most frequent answer to each kind) and ``kinds``; ``model``,
-        the record of :func:`llava_integration.lmms.record.describe`; ``settings``, lmms-eval's config, generation options and versions of tasks;
-        ``samples``, by task one entry a question with ``id``, ``answer``, ``target`` and its metrics, in local tasks
-        with ``question``, ``kind`` and ``picture``.
+        and for local tasks ``majority`` (the score of the most frequent answer to each kind), ``pictures`` and
+        ``kinds``; ``model``, the record of :func:`llava_integration.lmms.record.describe`; ``settings``: lmms-eval's
+        config, generation options and versions of tasks; ``samples``, by task one entry a question with ``id``,
+        ``answer``, ``target`` and its metrics, in local tasks also ``question``, ``kind`` and ``picture``.
 
     Raises:
         EvaluationFailed: lmms-eval failed, or a task has no score or not as many answers as questions.

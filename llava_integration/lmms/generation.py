@@ -88,6 +88,6 @@ class Until(StoppingCriteria):
     def __init__(self, tokenizer: Any, until: Sequence[str], width: int) -> None:
         self.tokenizer, self.until, self.width = tokenizer, until, width
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         said = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
         return torch.tensor([any(stop in text for stop in self.until) for text in said], device=input_ids.device)
