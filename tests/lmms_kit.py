@@ -68,7 +68,7 @@ class Asked:
 @pytest.fixture
 def asked(pictures):
     """A hundred questions of all lengths about no, one, two or three pictures."""
-    words = "what is at the top left of this picture, a red cat or a thing of another colour".split()
+    words = [*"abcdefghij", "what is at the top left", "of this picture,", "a red cat", "or another thing"]
     docs = [
         {
             "question": f"{i}: " + " ".join(words[: 1 + i * 7 % len(words)]) + "?",

@@ -70,6 +70,7 @@ def evaluate(
     options |= {"gen_kwargs": gen_kwargs, "include": include}
     folder = Path(out)
     config = {"model": model, "tasks": chosen, **options}
+    fresh = not folder.is_dir() or not any(folder.iterdir())
     flags = {"resume": folder.exists() and not overwrite, "overwrite": overwrite}
     kept = Run(folder, config, **flags, device=None if device == "auto" else device)
     if (folder / "results.json").is_file():
@@ -77,7 +78,13 @@ def evaluate(
         show(read_json(folder / "results.json")["results"])
         return
     shutil.rmtree(folder / "samples", ignore_errors=True)
-    results = run(model, chosen, data=data, output=folder, **options)
+    try:
+        results = run(model, chosen, data=data, output=folder, **options)
+    except BaseException:
+        if fresh:  # what failed leaves no run, so that the next try may have other options
+            for name in ("run.json", "environment.json"):
+                (folder / name).unlink(missing_ok=True)
+        raise
     for task, samples in results.pop("samples").items():
         write_json(folder / "samples" / f"{task}.json", samples)
     kept.finish(results)

@@ -160,8 +160,9 @@ def _results(
         logged = found["samples"][name]
         whole = found["n-samples"][name]["original"]
         expected = whole if limit is None else min(limit, whole)
-        if len(logged) != expected:
-            raise EvaluationFailed(f"{name} has {len(logged)} answers to {expected} questions.")
+        answered = sum(all(entry["resps"]) for entry in logged)  # a request without an answer has an empty list
+        if answered != expected:
+            raise EvaluationFailed(f"{name} has answers to {answered} of {expected} questions.")
         tasks[name] = _scores(name, found["results"].get(name, {}), found["configs"][name], len(logged))
         samples[name] = [_sample(entry) for entry in logged]
         if name in DATASETS:
