@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import load_from_disk
 from lmms_kit import EASY_VQA, Answering, folder, questions, roots  # noqa: F401 (fixtures)
 from PIL import Image
 
 import llava_integration.__main__ as commands
+from llava_integration.assemble import load
 from llava_integration.demo import scenes
 from llava_integration.lmms import DATASETS, SUITES, TASKS, EvaluationFailed, evaluate, write
 from vst import cli
@@ -141,6 +143,30 @@ class TestScores:
         assert seen["model"]["seed"] == seen["settings"]["config"]["torch_seed"] == 0
         assert "What does the label say?" in seen["model"]["prompts"]["vst_labels"]
         json.dumps(seen)
+
+    def test_choosing_among_answers(self, folder, questions, tmp_path):  # noqa: F811
+        """A task of lmms-eval's type multiple_choice: the answer that is likeliest in a forward pass of its own."""
+        (tmp_path / "among.py").write_text(
+            "def choices(doc):\n    return ['cat', 'star', 'a key at the left', 'ball']\n"
+        )
+        (tmp_path / "among.yaml").write_text(
+            f"task: among\ndataset_path: {questions / 'vst_labels'}\ndataset_kwargs: {{load_from_disk: true}}\n"
+            "test_split: test\noutput_type: multiple_choice\ndoc_to_visual: image\ndoc_to_text: question\n"
+            "doc_to_target: answer\ndoc_to_choice: !function among.choices\n"
+            "metric_list:\n- {metric: acc, aggregation: mean, higher_is_better: true}\n"
+        )
+        found = evaluate(str(folder), ["among"], include=str(tmp_path), show=False, batch_size=3)
+        model, processor = load(folder)
+        for sample, doc in zip(found["samples"]["among"], rows(questions, "vst_labels"), strict=True):
+            start = "<|im_start|>user\n<image>\nWhat does the label say?<|im_end|>\n<|im_start|>assistant\n"
+            losses = []
+            for choice in ("cat", "star", "a key here", "ball"):
+                inputs = processor(text=f"{start}{choice}<|im_end|>", images=doc["image"], return_tensors="pt")
+                labels = inputs["input_ids"].clone()
+                labels[:, : len(processor(text=start, images=doc["image"])["input_ids"][0])] = -100
+                with torch.no_grad():
+                    losses.append(model(**inputs, labels=labels).loss.item())
+            assert [loss for loss, _ in sample["answer"]] == pytest.approx(losses, abs=1e-4)
 
     def test_generation_options_win_over_the_tasks(self, folder, questions):  # noqa: F811
         short = scores(str(folder), questions, ["vst_labels"], gen_kwargs="max_new_tokens=1", show=False)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from torch import Tensor
 from transformers import StoppingCriteriaList
@@ -114,22 +115,23 @@ class VSTLlava(lmms):
         self._publish(requests)
         return answers
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
         """How likely answers are: requests of ``(context, answer, doc_to_visual, doc_id, task, split)``.
 
         Returns:
-            For each, as lmms-eval's LLaVA models: the mean cross entropy over the answer's tokens (so the smallest is
-            the likeliest, which is how its tasks choose), and whether each token is the likeliest one. As in training
-            the token that ends the turn belongs to the answer.
+            For each as ``text`` a pair, as of lmms-eval's LLaVA models: the mean cross entropy over the answer's tokens
+            (so the smallest is the likeliest, which is how its tasks choose), and whether each token is the likeliest
+            one. As in training the token that ends the turn belongs to the answer. A bare pair would not do: lmms-eval
+            turns it into a string before its tasks see it.
         """
-        out: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        out: dict[int, GenerationResult] = {}
         for rows in self._batches(requests, [list(range(len(requests)))]):
             prompts = [self._answered(requests[i]) for i in rows]
             for i, found in zip(rows, self._likelihoods(prompts), strict=True):
-                out[i] = found
+                out[i] = GenerationResult(text=found)
                 self.cache_hook.add_partial("loglikelihood", requests[i].args[:2], found)
         self._publish(requests)
-        return out
+        return [out[i] for i in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refused: this model answers each question in a conversation of its own."""
