@@ -17,7 +17,7 @@ from PIL import Image
 import llava_integration.__main__ as commands
 from llava_integration.assemble import load
 from llava_integration.demo import scenes
-from llava_integration.lmms import DATASETS, SUITES, TASKS, EvaluationFailed, evaluate, write
+from llava_integration.lmms import DATASETS, TASKS, EvaluationFailed, evaluate, write
 from vst import cli
 
 ROOT = Path(__file__).parents[1]
@@ -330,18 +330,3 @@ class TestOwnCommandLine:
         answers = [json.loads(line)["filtered_resps"] for line in samples.read_text().splitlines()]
         own = scores(str(folder), questions, ["vst_labels"], show=False)["samples"]["vst_labels"]
         assert [a[0] if isinstance(a, list) else a for a in answers] == [s["answer"] for s in own]
-
-
-@pytest.mark.slow  # reads lmms-eval's index of tasks
-def test_the_suite_of_the_paper_names_tasks_of_lmms_eval():
-    from llava_integration.lmms.suites import manager
-
-    index = manager(SUITES["paper"])
-    assert all(index.match_tasks([task]) for task in SUITES["paper"])
-    doc = {"question": "what is written?", "ocr_tokens": ["STOP", "HERE"]}
-    for task, hinted in (("textvqa_val", False), ("vst_textvqa_val_ocr", True)):
-        config = index._get_config(task)
-        text = config["doc_to_text"](doc, config["lmms_eval_specific_kwargs"]["default"])
-        assert ("STOP, HERE" in text) == hinted
-        same = ("dataset_path", "test_split", "generation_kwargs", "doc_to_target", "output_type")
-        assert {k: config[k] for k in same} == {k: index._get_config("textvqa_val")[k] for k in same}
