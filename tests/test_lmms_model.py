@@ -105,7 +105,7 @@ def test_blank_pictures_are_zeros_and_prompts_stay(folder, asked, pictures):  # 
 def test_stop_strings_end_and_are_cut(folder, asked):  # noqa: F811
     lm = asked.model(folder, batch_size=4)
     whole = lm.generate_until(asked.generate(max_new_tokens=12))
-    stop = next(answer[2:4] for answer in whole if len(answer) > 6 and answer[2:4].strip() == answer[2:4])
+    stop = next(a[2:4] for a in whole if len(a) > 6 and a[2:4].isascii() and a[2:4].strip() == a[2:4])
     cut = lm.generate_until(asked.generate(max_new_tokens=12, until=[stop, "never said"]))
     assert cut == [answer.partition(stop)[0].strip() for answer in whole]
     assert cut != whole
@@ -252,6 +252,11 @@ def test_a_missing_model_is_named(asked, tmp_path):  # noqa: F811
 def test_wishes_are_checked(folder, asked, options, message):  # noqa: F811
     with pytest.raises(ValueError, match=message):
         asked.model(folder).generate_until(asked.generate(**options))
+
+
+def test_the_template_is_not_written_twice(folder, asked):  # noqa: F811
+    with pytest.raises(ValueError, match="leave out --apply_chat_template"):
+        _ = asked.model(folder).chat_template
 
 
 def test_what_is_no_picture_is_refused(folder, asked, pictures):  # noqa: F811

@@ -1,6 +1,7 @@
 """Local tasks under lmms-eval: their data, their scores, and that nothing that failed looks like a success."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -62,6 +63,34 @@ class TestData:
         write(tmp_path, 4, ["vst_labels"], overwrite=True, **roots)
         assert len(rows(tmp_path, "vst_labels")) == 4
         assert [p.name for p in tmp_path.iterdir()] == ["vst_labels"]
+
+    def test_other_things_are_left_alone(self, roots, tmp_path):  # noqa: F811
+        (tmp_path / "vst_labels").mkdir()
+        (tmp_path / "vst_labels" / "thesis.txt").write_text("mine")
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match="holds something else"):
+                write(tmp_path, 3, ["vst_labels"], overwrite=overwrite, **roots)
+        assert (tmp_path / "vst_labels" / "thesis.txt").read_text() == "mine"
+
+    def test_missing_questions_are_written_on_the_way(self, roots, tmp_path, monkeypatch):  # noqa: F811
+        from llava_integration.lmms import questions as module
+
+        sources = {name: module.Source(s.draw, lambda name=name: roots[name]) for name, s in DATASETS.items()}
+        for name, source in sources.items():
+            monkeypatch.setitem(module.DATASETS, name, source)
+        monkeypatch.setattr(module.write, "__defaults__", (None, 2, tuple(DATASETS), False))
+        monkeypatch.delenv("VST_TASKS", raising=False)
+        found = scores(Answering(lambda doc: doc["answer"]), tmp_path / "data", ["vst_labels"])
+        assert found["tasks"]["vst_labels"]["n"] == 2
+        assert [p.name for p in (tmp_path / "data").iterdir()] == ["vst_labels"]
+        assert "VST_TASKS" not in os.environ
+
+    def test_who_misses_them_is_told(self, tmp_path, monkeypatch):
+        from llava_integration.lmms.questions import find
+
+        monkeypatch.setenv("VST_TASKS", str(tmp_path))
+        with pytest.raises(FileNotFoundError, match="python -m llava_integration tasks"):
+            find("vst_labels")
 
     def test_errors(self, roots, tmp_path):  # noqa: F811
         with pytest.raises(ValueError, match="no questions for nope; expected vst_easy_vqa"):
@@ -147,7 +176,7 @@ class TestScores:
     def test_choosing_among_answers(self, folder, questions, tmp_path):  # noqa: F811
         """A task of lmms-eval's type multiple_choice: the answer that is likeliest in a forward pass of its own."""
         (tmp_path / "among.py").write_text(
-            "def choices(doc):\n    return ['cat', 'star', 'a key at the left', 'ball']\n"
+            "def choices(doc):\n    return ['cat', 'star', 'a key here', 'ball']\n"
         )
         (tmp_path / "among.yaml").write_text(
             f"task: among\ndataset_path: {questions / 'vst_labels'}\ndataset_kwargs: {{load_from_disk: true}}\n"
@@ -293,8 +322,6 @@ class TestCommands:
 
 def lmms_eval(*args, questions, cwd):  # noqa: F811
     """lmms-eval's own command line; its results, or None."""
-    import os
-
     command = [sys.executable, "-m", "lmms_eval", *args, "--include_path", str(TASKS), "--output_path", str(cwd / "o")]
     environment = os.environ | {"VST_TASKS": str(questions), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_integration.answers import Question
-from llava_integration.lmms.questions import DATASETS, write
+from llava_integration.lmms.questions import DATASETS, write, written
 from llava_integration.lmms.suites import manager
 from llava_integration.scoring import majority
 
@@ -127,10 +127,7 @@ def _questions_in(data: str | Path | None, tasks: set[str]) -> Iterator[None]:
     if data is not None:
         os.environ["VST_TASKS"] = str(data)
     try:
-        from llava_integration.lmms.questions import home
-
-        missing = [task for task in sorted(tasks) if not (home() / task).is_dir()]
-        if missing:
+        if missing := [task for task in sorted(tasks) if not written(task)]:
             write(tasks=missing)
         yield
     finally:

@@ -95,6 +95,11 @@ class VSTLlava(lmms):
             image_tokens=self.prompter.image_tokens,
         )
 
+    @property
+    def chat_template(self) -> None:
+        """Asked for by lmms-eval's ``--apply_chat_template`` alone, which would write the template twice."""
+        raise ValueError("vst_llava applies the model's own chat template; leave out --apply_chat_template.")
+
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers to requests of ``(context, generation_kwargs, doc_to_visual, doc_id, task, split)``, in order."""
         groups: dict[str, list[int]] = {}

@@ -55,6 +55,11 @@ def home() -> Path:
     return Path(given).expanduser() if given else pictures.home() / "tasks"
 
 
+def written(task: str) -> bool:
+    """Whether a task's questions are there."""
+    return (home() / task / _FACTS).is_file()
+
+
 def find(task: str) -> Path:
     """Folder of a task's questions.
 
@@ -62,7 +67,7 @@ def find(task: str) -> Path:
         FileNotFoundError: they were not written.
     """
     folder = home() / task
-    if not (folder / _FACTS).is_file():
+    if not written(task):
         raise FileNotFoundError(
             f"{folder} does not hold the questions of {task}; write them with python -m llava_integration tasks, or "
             "name the folder that holds them in VST_TASKS."
@@ -91,7 +96,7 @@ def write(
 
     Raises:
         ValueError: an unknown task, or more questions than there are.
-        FileExistsError: another number of questions is there, and ``overwrite`` is False.
+        FileExistsError: another number of questions is there and ``overwrite`` is False, or something else is there.
     """
     folder = home() if folder is None else Path(folder)
     if unknown := set(tasks) - set(DATASETS):
@@ -108,15 +113,21 @@ def write(
                 raise FileExistsError(
                     f"{target} holds {there} questions, not {count}; give overwrite, that count, or another folder."
                 )
+        elif target.exists():
+            raise FileExistsError(f"{target} holds something else than questions ({_FACTS}); give another folder.")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
             source = DATASETS[task]
             root = roots[task] if task in roots else source.root()
             _save(source.draw(count, Path(name) / "pictures", root), Path(name) / "new")
             write_json(Path(name) / "new" / _FACTS, {"task": task, "count": count})
-            if target.exists():
+            if overwrite and target.exists():
                 os.replace(target, Path(name) / "old")
-            os.replace(Path(name) / "new", target)
+            try:
+                os.replace(Path(name) / "new", target)
+            except OSError:
+                if not (target / _FACTS).is_file():  # else another process was faster, with the same questions
+                    raise
     return folder
 
 
