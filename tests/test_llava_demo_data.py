@@ -23,7 +23,7 @@ transformers = pytest.importorskip("transformers")
 
 from llava_integration.demo import assets, easy_vqa, scenes  # noqa: E402
 from vst.demo import emoji  # noqa: E402
-from vst.demo.assets import Package, home  # noqa: E402
+from vst.demo.assets import Package, home, prepare_emoji  # noqa: E402
 from vst.demo.assets import prepare as prepare_vst  # noqa: E402
 
 CHAT = "{% for m in messages %}<s>{{ m['role'] }} {{ m['content'] }}</s>{% endfor %}"
@@ -626,6 +626,7 @@ class TestRealAssets:
         assert not (home() / "archives").exists()
 
     def test_easy_vqa(self, ready):
+        assert assets.prepare_easy_vqa(quiet=True) == ready.easy_vqa
         records = easy_vqa.conversations(ready.easy_vqa)
         assert len(records) == 4000
         assert sum(len(turns_of(record)) for record in records) == 38_575
@@ -646,6 +647,7 @@ class TestRealAssets:
 
     def test_every_thing_is_drawn_in_every_style(self, ready, tmp_path):
         root = prepare_vst(quiet=True).emoji
+        assert prepare_emoji(quiet=True) == root
         names = {entry.code: entry.name for entry in emoji.load(root)}
         assert [names[scenes.THINGS[thing]] for thing in ("cat", "pig", "tree")] == [
             "CAT FACE",

@@ -175,9 +175,7 @@ class TestScores:
 
     def test_choosing_among_answers(self, folder, questions, tmp_path):  # noqa: F811
         """A task of lmms-eval's type multiple_choice: the answer that is likeliest in a forward pass of its own."""
-        (tmp_path / "among.py").write_text(
-            "def choices(doc):\n    return ['cat', 'star', 'a key here', 'ball']\n"
-        )
+        (tmp_path / "among.py").write_text("def choices(doc):\n    return ['cat', 'star', 'a key here', 'ball']\n")
         (tmp_path / "among.yaml").write_text(
             f"task: among\ndataset_path: {questions / 'vst_labels'}\ndataset_kwargs: {{load_from_disk: true}}\n"
             "test_split: test\noutput_type: multiple_choice\ndoc_to_visual: image\ndoc_to_text: question\n"

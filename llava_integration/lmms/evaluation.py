@@ -74,7 +74,7 @@ def evaluate(
     index = manager(tasks, include)
     chosen = sorted(index.match_tasks(list(tasks)))
     lm = _model(model, batch_size, options)
-    with _questions_in(data, _leaves(index, chosen)):
+    with _questions_in(data, _local(index, chosen)):
         try:
             found = simple_evaluate(
                 model=lm,
@@ -111,7 +111,7 @@ def _model(model: Any, batch_size: int, options: Mapping[str, Any]) -> Any:
     return VSTLlava(str(model), batch_size=batch_size, **options)
 
 
-def _leaves(index: Any, names: Sequence[str]) -> set[str]:
+def _local(index: Any, names: Sequence[str]) -> set[str]:
     """The local tasks among names, groups and tags."""
     out = {name for name in names if name in DATASETS}
     for name in names:
