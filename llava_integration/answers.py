@@ -91,7 +91,7 @@ def ask(
     grey = torch.zeros_like(pixels(questions[0].image)) if blank else None
     image_tokens = image_token * _image_tokens(processor, questions[0].image)
     prompts = [_prompt(processor, q.question).replace(image_token, image_tokens) for q in questions]
-    start = _start(tokenizer, prompts[0])
+    start = beginning(tokenizer, prompts[0])
     ids = [start + list(row) for row in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
     order = sorted(range(len(questions)), key=lambda i: (-len(ids[i]), str(questions[i].image)))
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
@@ -100,11 +100,11 @@ def ask(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=True,
-        eos_token_id=_ends(model, tokenizer),
+        eos_token_id=ends(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
     with (
-        _answering(model, greedy),
+        answering(model, greedy),
         torch.inference_mode(),
         torch.autocast(device.type, dtype, enabled=dtype is not None),
     ):
@@ -130,7 +130,7 @@ def _prompt(processor: Any, question: str) -> str:
     return processor.apply_chat_template([message], add_generation_prompt=True)
 
 
-def _start(tokenizer: Any, prompt: str) -> list[int]:
+def beginning(tokenizer: Any, prompt: str) -> list[int]:
     """The beginning of sequence, as in training: where the tokenizer adds it and the template has not written it."""
     bos = tokenizer.bos_token
     if bos and not prompt.startswith(bos) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
@@ -152,7 +152,7 @@ def _picture(path: Path) -> Any:
         raise UnreadableImage(error.reason, path) from error
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int] | None:
+def ends(model: Any, tokenizer: Any) -> list[int] | None:
     """Tokens that end an answer: the model's, and the tokenizer's, which ends a turn in chat templates."""
     ends = model.generation_config.eos_token_id
     ends = list(ends) if isinstance(ends, (list, tuple)) else [ends]
@@ -160,7 +160,7 @@ def _ends(model: Any, tokenizer: Any) -> list[int] | None:
 
 
 @contextmanager
-def _answering(model: Any, config: GenerationConfig) -> Iterator[None]:
+def answering(model: Any, config: GenerationConfig) -> Iterator[None]:
     """Eval mode and another generation config for a while; afterwards every module is in its own mode again.
 
     The model's own config is set aside as a whole, since what a call leaves open is filled in from there: a repetition

@@ -23,7 +23,7 @@ transformers = pytest.importorskip("transformers")
 
 from llava_integration.demo import assets, easy_vqa, scenes  # noqa: E402
 from vst.demo import emoji  # noqa: E402
-from vst.demo.assets import Package, home  # noqa: E402
+from vst.demo.assets import Package, home, prepare_emoji  # noqa: E402
 from vst.demo.assets import prepare as prepare_vst  # noqa: E402
 
 CHAT = "{% for m in messages %}<s>{{ m['role'] }} {{ m['content'] }}</s>{% endfor %}"
@@ -343,6 +343,14 @@ def seen(path: Path, brighter: int) -> dict[str, str]:
     return places
 
 
+def shown_beside_label(path: Path) -> dict[str, str]:
+    """What stands in the half of the picture that has no label, in the first style."""
+    names = {colour: name for name, colour in COLOURS.items()}
+    with Image.open(path) as image:
+        places = {p: names.get(image.getpixel((56 + 112 * x, 56 + 112 * y))) for p, (x, y) in CORNERS.items()}
+    return {place: name for place, name in places.items() if name}
+
+
 CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 
@@ -467,6 +475,77 @@ class TestScenes:
             assert len(counts) == (4 if limit > 0.1 else len(scenes.THINGS))
         assert 0.47 < sum(first) / len(first) < 0.53
 
+    def test_draws_stay(self):
+        """Scenes and questions of a seed are the same for ever: data that was written is not mixed with other data."""
+        digest = hashlib.sha256()
+        for index in range(300):
+            rng = random.Random(index)
+            scene = scenes.Scene.draw(rng)
+            turns = [scene.ask(kind, rng) for kind in scenes.KINDS]
+            digest.update(json.dumps([scene.things, turns, scene.converse(rng), scene.caption()]).encode())
+        assert digest.hexdigest().startswith("2fd8ed293788daa0")
+
+    def test_labels_leave_other_scenes_alone(self, emoji_root, tmp_path):
+        plain = scenes.write(tmp_path / "plain", emoji_root, 5)
+        mixed = scenes.write(tmp_path / "mixed", emoji_root, 5, labelled=3)
+        for name in ("conversations.json", "captions.json"):
+            without, whole = (json.loads((folder.parent / name).read_text()) for folder in (plain, mixed))
+            assert whole[:5] == without
+            assert len(whole) == 8
+        for path in (plain.parent / "pictures").iterdir():
+            assert path.read_bytes() == (mixed.parent / "pictures" / path.name).read_bytes()
+        kinds = (*scenes.KINDS, scenes.LABEL)
+        found = scenes.questions(tmp_path / "test", emoji_root, 15, kinds=kinds)
+        assert Counter(q.kind for q in found) == dict.fromkeys(kinds, 3)
+        asked = [(q.question, q.answer) for q in found if q.kind != scenes.LABEL]
+        assert asked == [(q.question, q.answer) for q in scenes.questions(tmp_path / "own", emoji_root, 12)]
+
+    def test_a_label_says_what_is_asked_for(self, emoji_root, tmp_path):
+        """Its word names nothing that is shown, and two labels look alike only if they say the same."""
+        scenes.write(tmp_path / "train", emoji_root, 0, ("noto",), labelled=40)
+        records = json.loads((tmp_path / "train/conversations.json").read_text())
+        captions = json.loads((tmp_path / "train/captions.json").read_text())
+        halves = set()
+        for record, caption in zip(records, captions, strict=True):
+            ((question, word),) = turns_of(record)
+            assert question == "What does the label say?"
+            path = tmp_path / "train" / record["image"]
+            places = shown_beside_label(path)
+            assert 1 <= len(places) <= 2
+            assert word in scenes.THINGS
+            assert word not in places.values()
+            ((_, told),) = turns_of(caption)
+            assert told.endswith(f"a label that says {word}")
+            assert all(f"{thing} at the {place}" in told for place, thing in places.items())
+            halves.add(next(iter(places)).split()[0])
+        assert halves == {"top", "bottom"}
+
+    def test_labels_are_written_out(self, emoji_root):
+        """Every word is legible ink on white, within its half of the picture and of a size of its own."""
+        boxes = {}
+        for seed in range(3):
+            for word in scenes.THINGS:
+                scene = scenes.Scene({"top left": "cat" if word != "cat" else "dog"}, word)
+                drawings = scenes._drawings(emoji_root, "noto")
+                pixels = np.asarray(scene.paint(drawings, random.Random(f"{seed} {word}"))).astype(int)
+                ys, xs = np.nonzero((pixels == 30).all(-1))
+                assert ys.min() >= 112 + 5
+                assert ys.max() <= 223 - 5
+                assert xs.min() >= 5
+                assert xs.max() <= 223 - 5
+                boxes[seed, word] = (xs.min(), ys.min(), xs.max(), ys.max())
+                inside = pixels[ys.min() + 3 : ys.max() - 2, xs.min() + 3 : xs.max() - 2]
+                assert 0.05 < (inside.sum(-1) < 300).mean() < 0.5
+        assert len(set(boxes.values())) > 50
+
+    def test_label_questions(self, emoji_root, tmp_path):
+        found = scenes.questions(tmp_path, emoji_root, 300, kinds=(scenes.LABEL,))
+        assert len({q.image for q in found}) == 300
+        counts = Counter(q.answer for q in found)
+        assert set(counts) == set(scenes.THINGS)
+        assert max(counts.values()) < 0.1 * 300
+        assert scenes.Scene({"top left": "cat"}).ask(scenes.LABEL, random.Random(0)) is None
+
     def test_same_in_another_process(self, emoji_root, tmp_path):
         script = (
             "import sys; from pathlib import Path; from llava_integration.demo import scenes\n"
@@ -547,6 +626,7 @@ class TestRealAssets:
         assert not (home() / "archives").exists()
 
     def test_easy_vqa(self, ready):
+        assert assets.prepare_easy_vqa(quiet=True) == ready.easy_vqa
         records = easy_vqa.conversations(ready.easy_vqa)
         assert len(records) == 4000
         assert sum(len(turns_of(record)) for record in records) == 38_575
@@ -567,6 +647,7 @@ class TestRealAssets:
 
     def test_every_thing_is_drawn_in_every_style(self, ready, tmp_path):
         root = prepare_vst(quiet=True).emoji
+        assert prepare_emoji(quiet=True) == root
         names = {entry.code: entry.name for entry in emoji.load(root)}
         assert [names[scenes.THINGS[thing]] for thing in ("cat", "pig", "tree")] == [
             "CAT FACE",

@@ -59,6 +59,8 @@ def test_command_lines_parse(line, monkeypatch):
         assert cli.parse(["fit", *words[words.index("train/stitch.py") + 1 :]])
     elif "train/mllm.py" in words:
         assert cli.parse(["train", *words[words.index("train/mllm.py") + 1 :]], functions=COMMANDS)
+    elif "eval/lmms.py" in words:
+        assert cli.parse(["evaluate", *words[words.index("eval/lmms.py") + 1 :]], functions=COMMANDS)
     elif words[:3] == ["python", "-m", "llava_integration"]:
         assert cli.parse(words[3:], functions=COMMANDS)
     else:

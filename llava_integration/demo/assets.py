@@ -65,6 +65,11 @@ def prepare(quiet: bool = False) -> LlavaAssets:
     return LlavaAssets(*make_ready(_RECIPES, quiet))
 
 
+def prepare_easy_vqa(quiet: bool = False) -> Path:
+    """Make easy-VQA alone ready, as :func:`prepare` does: 3 MB are fetched once."""
+    return make_ready([recipe for recipe in _RECIPES if recipe.folder == "easy-vqa"], quiet)[0]
+
+
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write a Llama in GGUF as a plain ``LlamaForCausalLM`` folder in float32, with its tokenizer and chat template.
 

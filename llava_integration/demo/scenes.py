@@ -1,17 +1,19 @@
 """Scenes of one to four emoji, and questions about them that only the picture answers.
 
-Training and test show the same things drawn by different hands, so the outlines and shades of the test are new.
+Training and test show the same things drawn by different hands, so the outlines and shades of the test are new. Scenes
+with a written label are a kind of their own: their word names a thing that the picture does not show.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from llava_integration.answers import Question
 from llava_integration.demo import record
@@ -46,6 +48,8 @@ PLACES = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "botto
 """Name to column and row."""
 
 KINDS = ("what", "which", "where", "how many")
+LABEL = "label"
+"""The kind of question about what is written. It has scenes of its own and is no part of ``KINDS``."""
 NUMBERS = ("zero", "one", "two", "three", "four")
 SIDE = 224
 """Of a scene, in pixels."""
@@ -53,12 +57,21 @@ SIDE = 224
 Turn = tuple[str, str]
 """A question and its answer."""
 
+_READ = "What does the label say?"
+_INK, _PAPER, _MARGIN = (30, 30, 30), (255, 255, 255), 10
+
 
 @dataclass(frozen=True)
 class Scene:
-    """Which thing stands at which place; empty places are absent."""
+    """Which thing stands at which place; empty places are absent.
+
+    Attributes:
+        things: by place.
+        label: word on a label that fills the half of the picture where no thing stands; None for no label.
+    """
 
     things: dict[str, str]
+    label: str | None = None
 
     @classmethod
     def draw(cls, rng: random.Random) -> Scene:
@@ -72,12 +85,20 @@ class Scene:
         places = rng.sample(list(PLACES), number)
         return cls(dict(zip(places, [first] * copies + others, strict=True)))
 
+    @classmethod
+    def draw_labelled(cls, rng: random.Random) -> Scene:
+        """One or two things in the upper or lower half, and in the other a label with the name of a third."""
+        word, *things = rng.sample(list(THINGS), rng.randint(2, 3))
+        row = rng.randint(0, 1)
+        places = [place for place, corner in PLACES.items() if corner[1] == row]
+        return cls(dict(zip(rng.sample(places, len(things)), things, strict=True)), word)
+
     def paint(self, drawings: dict[str, emoji.Picture], rng: random.Random) -> Image.Image:
-        """A square RGB picture with sides of ``SIDE``; no thing leaves its quarter.
+        """A square RGB picture with sides of ``SIDE``; no thing leaves its quarter, and no label its half.
 
         Args:
             drawings: the emoji of every thing's name.
-            rng: draws a plain light background, and each thing's size and position.
+            rng: draws a plain light background, each thing's size and position, and the label's.
         """
         red, green, blue = (rng.randint(205, 255) for _ in range(3))
         image = Image.new("RGB", (SIDE, SIDE), (red, green, blue))
@@ -87,14 +108,19 @@ class Scene:
             column, row = PLACES[place]
             corner = (column * half + rng.randint(0, half - size), row * half + rng.randint(0, half - size))
             image.paste(emoji.open_picture(drawings[thing], (red, green, blue), size), corner)
+        if self.label is not None:
+            below = any(PLACES[place][1] == 0 for place in self.things)
+            _write(image, self.label, half if below else 0, rng)
         return image
 
     def ask(self, kind: str, rng: random.Random) -> Turn | None:
         """One question of a kind with its answer; None where the scene allows for none.
 
         Raises:
-            ValueError: ``kind`` is none of ``KINDS``.
+            ValueError: ``kind`` is neither in ``KINDS`` nor ``LABEL``.
         """
+        if kind == LABEL:
+            return None if self.label is None else (_READ, self.label)
         place, thing = rng.choice(list(self.things.items()))
         if kind == "what":
             return _what(place, thing)
@@ -105,7 +131,7 @@ class Scene:
             return _where(*rng.choice(once)) if once else None
         if kind == "how many":
             return self._how_many(thing if rng.random() < 0.5 else None)
-        raise ValueError(f"A question of kind {kind!r} was asked for; there are {KINDS}: choose one of them.")
+        raise ValueError(f"A question of kind {kind!r} was asked for; there are {(*KINDS, LABEL)}: choose one.")
 
     def converse(self, rng: random.Random) -> list[Turn]:
         """Questions in an order in which no earlier turn states the answer of a later one.
@@ -132,8 +158,9 @@ class Scene:
         return turns
 
     def caption(self) -> str:
-        """Every thing with its place."""
-        return ", ".join(f"{_a(self.things[place])} at the {place}" for place in PLACES if place in self.things)
+        """Every thing with its place, and what the label says."""
+        told = [f"{_a(self.things[place])} at the {place}" for place in PLACES if place in self.things]
+        return ", ".join(told if self.label is None else [*told, f"a label that says {self.label}"])
 
     def _absent(self) -> list[str]:
         return [thing for thing in THINGS if thing not in self.things.values()]
@@ -148,7 +175,25 @@ class Scene:
         return f"How many {thing}s are there?", NUMBERS[self._number(thing)]
 
 
-def write(folder: Path, root: Path, count: int, styles: Sequence[str] = ("noto", "twemoji"), seed: int = 0) -> Path:
+class _Series(NamedTuple):
+    """Scenes drawn in one way, each from a seed of its own."""
+
+    name: str
+    prefix: str
+    draw: Callable[[random.Random], Scene]
+
+
+_SCENES, _LABELLED = _Series("scene", "", Scene.draw), _Series("label", "label-", Scene.draw_labelled)
+
+
+def write(
+    folder: Path,
+    root: Path,
+    count: int,
+    styles: Sequence[str] = ("noto", "twemoji"),
+    seed: int = 0,
+    labelled: int = 0,
+) -> Path:
     """Write scenes as PNG, their questions as ``conversations.json`` and their captions as ``captions.json``.
 
     Both are in LLaVA's format, one record a picture.
@@ -159,6 +204,7 @@ def write(folder: Path, root: Path, count: int, styles: Sequence[str] = ("noto",
         count: how many scenes; fewer are a part of more.
         styles: of the emoji, taken in turns.
         seed: of everything; :func:`questions` draws other scenes with the same seed.
+        labelled: how many scenes with a label to add; the others do not depend on it.
 
     Returns:
         The path of ``conversations.json``, whose pictures are relative to ``folder``. It is written last: where it is,
@@ -173,13 +219,15 @@ def write(folder: Path, root: Path, count: int, styles: Sequence[str] = ("noto",
     drawings = [_drawings(root, style) for style in styles]
     listing.unlink(missing_ok=True)
     records, captions = [], []
-    for index in range(count):
-        rng = random.Random(f"scene {seed} {index}")
-        scene = Scene.draw(rng)
-        name = f"pictures/{index:05d}.png"
-        _save(scene.paint(drawings[index % len(drawings)], rng), folder / name)
-        records.append(record(f"scene-{seed}-{index}", name, scene.converse(rng)))
-        captions.append(record(f"scene-{seed}-{index}", name, [("What is in the picture?", scene.caption())]))
+    for series, number in (_SCENES, count), (_LABELLED, labelled):
+        for index in range(number):
+            rng = random.Random(f"{series.name} {seed} {index}")
+            scene = series.draw(rng)
+            image, name = f"pictures/{series.prefix}{index:05d}.png", f"{series.name}-{seed}-{index}"
+            _save(scene.paint(drawings[index % len(drawings)], rng), folder / image)
+            turns = scene.converse(rng) if scene.label is None else [(_READ, scene.label)]
+            records.append(record(name, image, turns))
+            captions.append(record(name, image, [("What is in the picture?", scene.caption())]))
     write_json(folder / "captions.json", captions)
     write_json(listing, records)
     return listing
@@ -196,7 +244,7 @@ def questions(
         count: how many questions, equally many of each kind (the first kinds have the remainder).
         style: of the emoji.
         seed: of everything.
-        kinds: those wanted, of ``KINDS``.
+        kinds: those wanted, of ``KINDS`` and ``LABEL``.
 
     Raises:
         ValueError: an unknown style or kind, or an emoji is missing.
@@ -205,17 +253,18 @@ def questions(
     drawings = _drawings(root, style)
     wanted = Counter({kind: (count + len(kinds) - 1 - place) // len(kinds) for place, kind in enumerate(kinds)})
     found: list[Question] = []
-    index = 0
-    while len(found) < count:
-        rng = random.Random(f"test scene {seed} {index}")
-        scene = Scene.draw(rng)
-        path = Path(folder) / f"{index:05d}.png"
-        _save(scene.paint(drawings, rng), path)
-        for kind in kinds:
-            if wanted[kind] and (turn := scene.ask(kind, rng)):
-                found.append(Question(path, *turn, kind))
-                wanted[kind] -= 1
-        index += 1
+    for series, own in (_SCENES, [k for k in kinds if k != LABEL]), (_LABELLED, [k for k in kinds if k == LABEL]):
+        index = 0
+        while any(wanted[kind] for kind in own):
+            rng = random.Random(f"test {series.name} {seed} {index}")
+            scene = series.draw(rng)
+            path = Path(folder) / f"{series.prefix}{index:05d}.png"
+            _save(scene.paint(drawings, rng), path)
+            for kind in own:
+                if wanted[kind] and (turn := scene.ask(kind, rng)):
+                    found.append(Question(path, *turn, kind))
+                    wanted[kind] -= 1
+            index += 1
     return found
 
 
@@ -247,3 +296,19 @@ def _drawings(root: Path, style: str) -> dict[str, emoji.Picture]:
 def _save(image: Image.Image, path: Path) -> None:
     with atomic_path(path) as temporary:
         image.save(temporary)
+
+
+def _write(image: Image.Image, word: str, top: int, rng: random.Random) -> None:
+    """Draw a label with a word into the half of a scene that begins ``top`` pixels below its upper edge."""
+    size = rng.randint(40, 56)
+    room = SIDE - 4 * _MARGIN
+    font = ImageFont.load_default(size)
+    if (width := font.getlength(word)) > room:
+        font = ImageFont.load_default(int(size * room / width))
+    left, upper, right, lower = (round(edge) for edge in font.getbbox(word))
+    width, height = right - left + 2 * _MARGIN, lower - upper + 2 * _MARGIN
+    x = rng.randint(_MARGIN, SIDE - _MARGIN - width)
+    y = top + rng.randint(_MARGIN, SIDE // 2 - _MARGIN - height)
+    pen = ImageDraw.Draw(image)
+    pen.rounded_rectangle((x, y, x + width, y + height), radius=6, fill=_PAPER, outline=_INK, width=2)
+    pen.text((x + _MARGIN - left, y + _MARGIN - upper), word, font=font, fill=_INK)

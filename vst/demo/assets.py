@@ -162,6 +162,11 @@ def prepare(quiet: bool = False) -> Assets:
     return Assets(*make_ready(_RECIPES, quiet))
 
 
+def prepare_emoji(quiet: bool = False) -> Path:
+    """Make the emoji alone ready, as :func:`prepare` does: 152 MB are fetched once."""
+    return make_ready([recipe for recipe in _RECIPES if recipe.folder == "emoji"], quiet)[0]
+
+
 def make_ready(recipes: Sequence[Recipe], quiet: bool = False) -> list[Path]:
     """Make the folders of recipes below :func:`home`, unless they are there already and whole.
 
