@@ -37,8 +37,7 @@ from vst.runs import Run, atomic_path, read_json
 from vst.tree import VSTEncoder
 
 TRAIN_STYLES, TEST_STYLE = ("noto", "twemoji"), "fluent"
-SUBJECTS = {"pretrain": "captions", "describe": "captions", "finetune": "questions"}
-STAGES = tuple(SUBJECTS)
+STAGES = ("pretrain", "finetune")
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,10 @@ class LlavaDemoConfig:
         fixed: depths that models of their own are trained at, to compare the random one with.
         easy_vqa, scenes: training pictures of each kind, with all their questions.
         start: of the projector, random or ridge (closed form, from captions).
-        pretrain_steps, describe_steps, finetune_steps: of stage 1 (projector, on captions) and of stage 2 (projector
-            and language model), first on captions and then on questions: answers of one word teach a model that does
-            not see yet to guess.
-        pretrain_lr, describe_lr, finetune_lr, projector_lr: learning rates, the last one the projector's in stage 2; a
-            small model in a few minutes wants larger ones than LLaVA-1.5's.
+        pretrain_steps, finetune_steps: of stage 1 (the projector, on captions) and of stage 2 (projector and language
+            model, on captions and questions together: the answers of one word alone teach a small model to guess).
+        pretrain_lr, finetune_lr, projector_lr: learning rates, the last the projector's in stage 2; a small model in
+            a few minutes wants larger ones than LLaVA-1.5's.
         batch_size: conversations a step.
         questions: of each test set.
         depth_questions: of each test set, at every depth.
@@ -73,12 +71,10 @@ class LlavaDemoConfig:
     easy_vqa: int = 1000
     scenes: int = 2000
     start: str = "ridge"
-    pretrain_steps: int = 20
-    describe_steps: int = 130
-    finetune_steps: int = 160
+    pretrain_steps: int = 60
+    finetune_steps: int = 400
     pretrain_lr: float = 1e-3
-    describe_lr: float = 3e-4
-    finetune_lr: float = 2e-4
+    finetune_lr: float = 3e-4
     projector_lr: float = 1e-3
     batch_size: int = 4
     questions: int = 500
@@ -172,8 +168,7 @@ class _Job:
                     temporary.write_text(json.dumps(whole), encoding="utf-8")
         return {
             "pretrain": DataConfig([str(captions)], str(folder), max_length=1024),
-            "describe": DataConfig([str(captions)], str(folder), max_length=1024),
-            "finetune": DataConfig([str(file)], str(folder), max_length=1024),
+            "finetune": DataConfig([str(file), str(captions)], str(folder), max_length=1024),
         }
 
     def questions(self, count: int) -> dict[str, list[Question]]:
@@ -190,7 +185,7 @@ class _Job:
         return self.run.path("models") / f"seed{seed}-{split}" / stage
 
     def trained(self, seed: int, split: int | str) -> None:
-        """All stages, each from what the one before left."""
+        """Both stages."""
         if self.run.has(_key(seed, split)):
             return
         config, data = self.config, self.data(seed)
@@ -198,21 +193,15 @@ class _Job:
             "seed": seed, "save_steps": 40, "per_device_train_batch_size": min(4, config.batch_size), "bf16": True,
             "warmup_steps": 0.05, "adam_beta2": 0.98,
         }  # fmt: skip
-        stage2 = TuneConfig(llm="full", projector_lr=config.projector_lr)
         stages = {
             "pretrain": (
                 ModelConfig(llm=str(self.assets.llm), tower=str(self.run.path("fit") / "tree")),
                 TuneConfig(llm="none", start=config.start),
                 {"learning_rate": config.pretrain_lr, "max_steps": config.pretrain_steps},
             ),
-            "describe": (
-                ModelConfig(start=str(self.folder(seed, split, "pretrain"))),
-                stage2,
-                {"learning_rate": config.describe_lr, "max_steps": config.describe_steps},
-            ),
             "finetune": (
-                ModelConfig(start=str(self.folder(seed, split, "describe"))),
-                stage2,
+                ModelConfig(start=str(self.folder(seed, split, "pretrain"))),
+                TuneConfig(llm="full", projector_lr=config.projector_lr),
                 {"learning_rate": config.finetune_lr, "max_steps": config.finetune_steps},
             ),
         }
@@ -268,7 +257,7 @@ class _Job:
                     ).mean()
             row["depths"][name] = {str(d): float(v) for d, v in sorted(depths.items())}
         row["history"] = [
-            {**entry, "stage": f"{entry['stage']}: {SUBJECTS[stage]}"}
+            entry
             for stage in STAGES
             for entry in read_json(self.folder(seed, split, stage) / "results.json")["results"]["history"]
         ]
