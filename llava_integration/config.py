@@ -26,7 +26,8 @@ class TuneConfig:
         llm: none (stage 1), full or lora (stage 2).
         projector: whether the projector is trained.
         stitches: whether the tree's stitches are trained; the rest of the tree stays frozen always.
-        projector_lr: learning rate of the projector; default: the trainer's (lora: 2e-5, as LLaVA-1.5).
+        projector_lr: learning rate of the projector; default: the trainer's (lora: 2e-5, as LLaVA-1.5; a ridge start:
+            1e-4, as larger ones wipe it out).
         stitch_lr: learning rate of the stitches; default: the trainer's.
         start: random (as LLaVA-1.5), or ridge: a new projector starts from a closed-form fit of the tower's tokens to
             the words of the answers (see llava_integration/start.py).
@@ -55,7 +56,11 @@ class TuneConfig:
 
     def learning_rates(self) -> dict[str, float | None]:
         """By part; None is the trainer's."""
-        projector = 2e-5 if self.projector_lr is None and self.llm == "lora" else self.projector_lr
+        projector = self.projector_lr
+        if projector is None and self.llm == "lora":
+            projector = 2e-5
+        elif projector is None and self.start == "ridge":
+            projector = 1e-4
         return {"projector": projector, "stitches": self.stitch_lr, "llm": None}
 
 

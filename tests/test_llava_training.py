@@ -180,6 +180,13 @@ def test_defaults_are_those_of_llava():
     assert (lora.lora_rank, lora.lora_alpha, lora.lora_dropout) == (128, 256, 0.05)
     assert TrainerConfig().resolve(lora, None, "x")["learning_rate"] == 2e-4
     assert lora.learning_rates()["projector"] == 2e-5
+    assert TuneConfig().learning_rates()["projector"] is None
+
+
+def test_a_ridge_start_is_trained_gently():
+    """Adam's first steps are as large as its rate; the closed form's weights are of the order of 0.01."""
+    assert TuneConfig(start="ridge").learning_rates()["projector"] == 1e-4
+    assert TuneConfig(start="ridge", projector_lr=0.5).learning_rates()["projector"] == 0.5
 
 
 @pytest.mark.parametrize(
