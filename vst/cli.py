@@ -1,4 +1,4 @@
-"""The command line: ``vst fit``, ``vst latency``, ``vst inspect``, ``vst demo``."""
+"""The command line: ``vst fit``, ``vst latency``, ``vst inspect``, ``vst recommend``, ``vst demo``."""
 
 from __future__ import annotations
 
@@ -184,6 +184,29 @@ def demo(
     run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
 
 
+def recommend(results: str, budget: str | None = None, latency_ms: float | None = None, of: str | None = None) -> None:
+    """Choose a split depth within a latency budget, from the measured rows of a run, and say why.
+
+    Examples:
+        vst recommend --results runs/demo --budget 2x
+        vst recommend --results runs/demo --budget 0.6x --of "all in full"
+        vst recommend --results runs/demo --latency-ms 300
+
+    Args:
+        results: folder of a finished run that scored and timed towers (vst demo).
+        budget: a factor over the latency of one model, such as 1.2x.
+        latency_ms: or milliseconds a call, on the run's device and at its batch size.
+        of: what the factor refers to, a row's name; default: the trunk alone.
+    """
+    from vst.recommend import measured_rows
+    from vst.recommend import recommend as choose
+
+    choice = choose(measured_rows(results), budget=budget, latency_ms=latency_ms, of=of)
+    print(f"split {choice.row['split']}")
+    for reason in choice.reasons:
+        print(f"  {reason}")
+
+
 def _dtype(name: str) -> torch.dtype:
     if name not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"dtype is {name!r}; expected float32, float16 or bfloat16.")
@@ -198,7 +221,7 @@ def _device(name: str) -> str:
     return name
 
 
-COMMANDS = (fit, inspect, latency, demo)
+COMMANDS = (fit, inspect, latency, recommend, demo)
 
 
 def command(function: Callable[..., Any], args: list[str] | None = None) -> None:
@@ -240,7 +263,7 @@ def _flags(args: list[str] | None) -> list[str]:
     out: list[str] = []
     given = sys.argv[1:] if args is None else args
     for word, after in zip(given, [*given[1:], ""], strict=True):
-        word = "--dry_run" if word == "--dry-run" else word
+        word = {"--dry-run": "--dry_run", "--latency-ms": "--latency_ms"}.get(word, word)
         out.append(word)
         if word in ("--resume", "--overwrite", "--dry_run") and after not in ("true", "false"):
             out.append("true")
