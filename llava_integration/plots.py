@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -13,6 +14,7 @@ import numpy as np
 from vst.runs import atomic_path
 
 BLUE, ORANGE, GREY = "#2457a6", "#b3541e", "#5a6675"
+_CAPTION = 130  # characters that fit beneath a figure
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -85,7 +87,7 @@ def depth_curve(results: Mapping[str, Any], path: str | Path, caption: str = "")
             were each trained at the depth they are run at): scores 0..1 over seeds, by split; ``majority``: score of
             the most frequent answers; ``blank``: score with the picture blanked, or None.
         path: of the PNG or SVG.
-        caption: one line beneath.
+        caption: beneath, wrapped.
     """
     with _figure(path) as (figure, axes):
         drawn: list[Any] = []
@@ -115,9 +117,9 @@ def depth_curve(results: Mapping[str, Any], path: str | Path, caption: str = "")
         axes.grid(alpha=0.25)
         # Above the axes: no corner is sure to be free of points and lines.
         axes.legend(handles=drawn, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-        if caption:
-            figure.text(0.01, 0.005, caption, fontsize=6.5, color="#555555")
-        figure.tight_layout(rect=(0, 0.03, 1, 1))
+        lines = textwrap.wrap(caption, _CAPTION)
+        figure.text(0.01, 0.01, "\n".join(lines), fontsize=6.5, color="#555555")
+        figure.tight_layout(rect=(0, 0.01 + 0.025 * len(lines), 1, 1))
 
 
 @contextmanager

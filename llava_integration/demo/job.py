@@ -27,7 +27,7 @@ from llava_integration.data import DataConfig
 from llava_integration.demo import assets, easy_vqa, scenes
 from llava_integration.demo.page import write_page
 from llava_integration.plots import depth_curve, loss_curve
-from llava_integration.scoring import correct, score
+from llava_integration.scoring import correct, majority, score
 from llava_integration.training import ModelConfig, train
 from vst.demo import assets as encoders
 from vst.demo import emoji
@@ -233,6 +233,8 @@ class _Job:
             "shown": shown,
             "datasets": {},
             "depths": {},
+            "part": {},
+            "answers": {},
             "samples": [],
         }
         for name, questions in self.questions(self.config.questions).items():
@@ -248,15 +250,18 @@ class _Job:
                  "blank": b}
                 for q, a, b in list(zip(questions, seen, blank, strict=True))[:12]
             ]  # fmt: skip
-            part = self.config.depth_questions
-            depths = {shown: correct(seen[:part], questions[:part]).mean()}
+            part = questions[: self.config.depth_questions]
+            said = {shown: seen}
             for depth in self.config.splits if split == "random" else []:
                 if depth != shown:
                     tower.split = depth
-                    depths[depth] = correct(
-                        answers(questions[:part], f"{name}, split {depth}"), questions[:part]
-                    ).mean()
-            row["depths"][name] = {str(d): float(v) for d, v in sorted(depths.items())}
+                    said[depth] = answers(part, f"{name}, split {depth}")
+            row["depths"][name] = {str(d): float(correct(a[: len(part)], part).mean()) for d, a in sorted(said.items())}
+            row["part"][name] = {
+                "majority": float(majority(part)[0].mean()),
+                "blank": float(correct(blank[: len(part)], part).mean()),
+            }
+            row["answers"][name] = {"blank": blank, **{str(d): a for d, a in sorted(said.items())}}
         row["history"] = [
             entry
             for stage in STAGES
@@ -288,8 +293,8 @@ class _Job:
                 "fixed": {
                     str(s): [r["depths"][name][str(s)] for r in rows if r["split"] == s] for s in self.config.fixed
                 },
-                "majority": drawn[0]["datasets"][name]["majority"],
-                "blank": sum(r["datasets"][name]["blank"] for r in drawn) / len(drawn),
+                "majority": drawn[0]["part"][name]["majority"],
+                "blank": sum(r["part"][name]["blank"] for r in drawn) / len(drawn),
             }
             for name in names
         }
