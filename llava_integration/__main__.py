@@ -1,10 +1,11 @@
-"""``python -m llava_integration``: train a language model on a tree, ask it, evaluate it, run the demo."""
+"""``python -m llava_integration``: train a language model on a tree, ask it, evaluate it, sweep, run the demo."""
 
 from __future__ import annotations
 
 from llava_integration.answers import Question, ask
 from llava_integration.demo.job import LlavaDemoConfig, run_demo
 from llava_integration.lmms.commands import evaluate, tasks
+from llava_integration.sweep import sweep
 from llava_integration.training import train
 from vst.cli import main
 
@@ -48,7 +49,7 @@ def answer(model: str, image: str, question: str, split: int | None = None, max_
     print(ask(whole, processor, asked, max_new_tokens=max_new_tokens, show=False)[0])
 
 
-COMMANDS = (train, answer, evaluate, tasks, demo)
+COMMANDS = (train, answer, evaluate, tasks, sweep, demo)
 
 if __name__ == "__main__":
     main(functions=COMMANDS, prog="python -m llava_integration", description=str(__doc__))

@@ -92,6 +92,7 @@ def test_every_config_parses(file):
     """No typo in a shipped config: it parses as options of the command that it is for."""
     kind = file.parent.relative_to(ROOT / "configs").as_posix()
     name = {"stitch": "fit", "trees": "latency", "demo": "demo", "llava/demo": "demo"}.get(kind, "train")
+    name = "sweep" if file.stem == "sweep" else name
     more = ["--images", "pictures", "--out", "runs/x"] if name == "fit" else []
     files = ["--config", str(file)]
     if kind in ("llava/towers", "llava/llms"):  # parts, for a whole config

@@ -238,7 +238,8 @@ def accuracy_latency_plot(results: dict[str, Any], path: str | Path) -> None:
     """Accuracy against measured latency over the split depth, drawn from a run's results.
 
     Args:
-        results: with ``towers``: rows of ``name``, ``kind``, ``accuracy``, ``accuracy_spread`` and ``ratio``.
+        results: with ``towers``: rows of ``name``, ``kind``, ``accuracy``, ``accuracy_spread`` and ``ratio``; ``score``
+            names the vertical axis.
         path: of the PNG or SVG.
     """
     import matplotlib
@@ -255,7 +256,7 @@ def accuracy_latency_plot(results: dict[str, Any], path: str | Path) -> None:
     axes.errorbar(xs, ys, yerr=bars, fmt="o-", color="#2457a6", lw=2, ms=7, capsize=3, label="stitch tree, by split")
     for x, y, row in zip(xs, ys, splits, strict=True):
         axes.annotate(str(row["split"]), (x, y), textcoords="offset points", xytext=(6, 7), color="#2457a6")
-    marks = {"single": ("s", "#b3541e"), "full": ("D", "#2f7d4f")}
+    marks = {"single": ("s", "#b3541e"), "full": ("D", "#2f7d4f"), "control": ("^", "#5a6675")}
     for row in rows:
         if row["kind"] in marks:
             shape, colour = marks[row["kind"]]
@@ -271,7 +272,7 @@ def accuracy_latency_plot(results: dict[str, Any], path: str | Path) -> None:
                 color=colour,
             )
     axes.set_xlabel("measured latency, % of all models in full")
-    axes.set_ylabel("probe accuracy on held-out pictures, %")
+    axes.set_ylabel(results.get("score", "probe accuracy on held-out pictures, %"))
     axes.margins(x=0.14, y=0.16)
     axes.grid(alpha=0.25)
     axes.legend(loc="best", frameon=False)

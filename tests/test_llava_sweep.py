@@ -1,0 +1,134 @@
+"""The sweep: shares of a gain on scores with known answers, times, and the whole of it in real processes."""
+
+import json
+import time
+
+import pytest
+
+pytest.importorskip("lmms_eval")
+
+from llava_integration.__main__ import COMMANDS
+from llava_integration.assemble import load
+from llava_integration.gain import share_of_gain
+from llava_integration.sweep import RowConfig, sweep
+from llava_integration.timing import first_token
+from vst import cli
+
+pytest_plugins = ("lmms_kit", "training_kit")
+
+
+class TestGain:
+    def test_the_papers_table(self):
+        """VST-14 keeps 84 % where one model has 60.0, both have 65.0 and it has 64.2."""
+        found = share_of_gain({0: 0.642}, {0: 0.60}, {0: 0.65})
+        assert found.share == pytest.approx(0.84)
+        assert found.share_error is None
+        assert str(found) == "84 %"
+
+    def test_means_and_errors_over_paired_seeds(self):
+        one, full = {0: 0.5, 1: 0.4, 2: 0.6}, {0: 0.6, 1: 0.5, 2: 0.7}
+        found = share_of_gain({0: 0.55, 1: 0.47, 2: 0.66}, one, full)
+        assert found.gain == pytest.approx(0.1)
+        assert found.gain_error == pytest.approx(0, abs=1e-12)
+        assert found.share == pytest.approx(0.6)
+        assert found.share_error == pytest.approx(0.01 / 3**0.5 / 0.1)
+        assert share_of_gain(one, one, full).share == pytest.approx(0)
+        assert share_of_gain(full, one, full).share == pytest.approx(1)
+
+    @pytest.mark.parametrize(
+        ("one", "full", "noise"),
+        [
+            ({0: 0.5}, {0: 0.5}, 0.0),
+            ({0: 0.5}, {0: 0.4}, 0.0),
+            ({0: 0.5, 1: 0.6}, {0: 0.6, 1: 0.58}, 0.0),  # +0.04 +- 0.06
+            ({0: 0.5}, {0: 0.55}, 0.06),
+        ],
+    )
+    def test_no_ratio_over_a_gain_within_noise(self, one, full, noise):
+        found = share_of_gain(one, one, full, noise=noise)
+        assert found.share is None
+        assert "not distinguishable from zero" in str(found)
+
+    def test_seeds_must_meet(self):
+        assert share_of_gain({0: 0.6, 1: 0.1}, {0: 0.5}, {0: 0.6, 2: 0.9}).seeds == 1
+        with pytest.raises(ValueError, match="one seed in common"):
+            share_of_gain({0: 0.5}, {1: 0.5}, {1: 0.6})
+
+
+def test_the_tower_is_a_part_of_the_first_token(folder):
+    model, processor = load(folder)
+    # Longer by far than what they compute, so that the share is known: 0.2 of 0.2 + 0.3 seconds.
+    model.model.vision_tower.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    model.model.language_model.register_forward_pre_hook(lambda *_: time.sleep(0.3))
+    found = first_token(model, processor, split=1, batch_size=2, repeats=3)
+    assert found["tower_share"] == pytest.approx(0.4, abs=0.1)
+    assert found["tower_ms"] >= 200
+    assert found["first_token_ms"] >= 500
+    assert model.model.vision_tower.split == 3  # left as it was
+    assert 0 < found["tower_parameter_mb"] < found["parameter_mb"]
+    longer = first_token(model, processor, split=1, question="What is this? " * 10, repeats=1)
+    assert longer["prompt_tokens"] > found["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "seeds", "message"),
+    [
+        ({"a": RowConfig("one", "x")}, [0], "exactly one of kind full"),
+        ({"a": RowConfig("full", "x"), "b": RowConfig("vst", "x", 2)}, [0], "at least one row of kind one"),
+        ({"a": RowConfig("full", "x"), "b": RowConfig("one", "x")}, [], "seeds is empty"),
+    ],
+)
+def test_bad_sweeps_are_named(rows, seeds, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        sweep(str(tmp_path / "run"), rows, seeds)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_are_checked():
+    with pytest.raises(ValueError, match="expected one of one, full, vst, control"):
+        RowConfig("tree", "x")
+    with pytest.raises(ValueError, match="names no split"):
+        RowConfig("vst", "x")
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_takes_resumes_and_is_recommended_from(kit, folder, questions, tmp_path, capfd):
+    trained = tmp_path / "trained-{seed}"
+    rows = {
+        "model one": {"kind": "one", "model": str(folder), "split": 3},
+        "full": {"kind": "full", "model": str(folder), "split": 1},
+        "VST-1": {
+            "kind": "vst", "split": 1, "model": str(trained),
+            "train": [["--config", str(kit.yaml("x")), "--out", str(trained), "--trainer.seed", "{seed}",
+                       "--batch_size", "4", "--trainer.per_device_train_batch_size", "4"]],
+        },
+        "missing": {"kind": "control", "model": str(tmp_path / "moved")},
+    }  # fmt: skip
+    values = {"out": str(tmp_path / "run"), "rows": rows, "tasks": ["vst_scenes"], "limit": 4, "repeats": 2}
+    values |= {"data": str(questions), "seeds": [7]}
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps(values))
+    words = ["sweep", "--config", str(file)]
+    with pytest.raises(SystemExit, match="holds no trained model for missing"):
+        cli.main(words, functions=COMMANDS)
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert (tmp_path / "trained-7" / "model.safetensors").is_file()
+    done = tmp_path / "run" / "scores" / "model-one-7" / "results.json"
+    before = done.stat().st_mtime_ns
+    (tmp_path / "moved").symlink_to(folder)  # what was missing is there now
+    capfd.readouterr()
+    cli.main([*words, "--resume"], functions=COMMANDS)
+    said = capfd.readouterr().out
+    assert done.stat().st_mtime_ns == before
+    assert "model one, seed 7" not in said
+    assert "missing, seed 7: evaluate" in said
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert [row["name"] for row in results["towers"]] == list(rows)
+    assert {row["kind"] for row in results["towers"]} == {"single", "full", "split", "control"}
+    for row in results["towers"]:
+        assert row["tasks"]["vst_scenes"].keys() == {"7"}
+        assert row["tower_share"] > 0
+        assert row["ratio"] > 0
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 5000
+    cli.main(["recommend", "--results", str(tmp_path / "run"), "--latency_ms", "100000"])
+    assert capfd.readouterr().out.startswith("split 1\n")
