@@ -1,7 +1,10 @@
 """The sweep: shares of a gain on scores with known answers, times, and the whole of it in real processes."""
 
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +85,23 @@ def test_bad_sweeps_are_named(rows, seeds, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         sweep(str(tmp_path / "run"), rows, seeds)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_script_knows_a_sweep_by_its_rows(tmp_path):
+    root = Path(__file__).parents[1]
+
+    def help_of(*words):
+        done = subprocess.run(
+            [sys.executable, str(root / "eval" / "lmms.py"), *words, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "share of the two-model gain" in help_of("--config", str(root / "configs" / "llava" / "sweep.yaml"))
+    assert "share of the two-model gain" not in help_of()
 
 
 def test_rows_are_checked():
