@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vst import VSTEncoder
 
@@ -35,6 +35,12 @@ def _model(family, width, depth, heads, grid):
     assert family == "dinov3"
     config = t.DINOv3ViTConfig(**with_mlp, image_size=16 * grid, patch_size=16, num_register_tokens=4)
     return t.DINOv3ViTModel(config)
+
+
+@pytest.fixture(autouse=True)
+def pillow_as_it_comes(monkeypatch):
+    """lmms-eval lets truncated pictures through in the whole process once it is imported."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
 @pytest.fixture(scope="session")

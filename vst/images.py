@@ -81,7 +81,8 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
         The picture, decoded, with no file left open.
 
     Raises:
-        UnreadableImage: the file is missing, a folder, empty, no picture, truncated or too large.
+        UnreadableImage: the file is missing, a folder, empty, no picture, truncated or too large. A program that sets
+            ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` (lmms-eval does on import) gets truncated pictures padded instead.
     """
     path = Path(path)
     try:
