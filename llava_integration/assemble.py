@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,12 @@ def assemble(
 
 
 def load_language_model(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer from a folder or hub id; no code of the checkpoint's is run.
+    """A causal language model and its tokenizer from a folder (``~`` is home) or hub id; no code of it is run.
 
     Raises:
         FileNotFoundError: it is not there, or cannot be reached.
     """
+    source = os.path.expanduser(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer

@@ -47,7 +47,7 @@ class ModelConfig:
 
     Attributes:
         start: folder of an earlier stage; tower, llm, projector and template are its own then.
-        llm: causal language model: folder or hub id.
+        llm: causal language model: folder (``~`` is home) or hub id.
         tower: folder or hub id of a saved tree.
         tree: a tree to build from its models instead: for towers without stitches.
         full: the models of the tree in full, without stitches: the baseline.
@@ -87,7 +87,7 @@ class ModelConfig:
             with torch.device("meta"):
                 tree = VSTEncoder(tree).set_fusion(self.fusion).config
         try:
-            text = AutoConfig.from_pretrained(str(self.llm))
+            text = AutoConfig.from_pretrained(os.path.expanduser(str(self.llm)))
         except OSError as error:
             raise FileNotFoundError(
                 f"The language model {self.llm!r} cannot be read: give a folder that save_pretrained wrote, or a hub "

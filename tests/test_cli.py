@@ -92,11 +92,11 @@ def test_every_config_parses(file):
     """No typo in a shipped config: it parses as options of the command that it is for."""
     kind = file.parent.relative_to(ROOT / "configs").as_posix()
     name = {"stitch": "fit", "trees": "latency", "demo": "demo", "llava/demo": "demo"}.get(kind, "train")
-    name = "sweep" if file.stem == "sweep" else name
+    name = {"sweep": "sweep", "pretrain": "train", "finetune": "train"}.get(file.stem, name)
     more = ["--images", "pictures", "--out", "runs/x"] if name == "fit" else []
     files = ["--config", str(file)]
-    if kind in ("llava/towers", "llava/llms"):  # parts, for a whole config
-        files = ["--config", str(ROOT / "configs" / "llava" / "pretrain.yaml"), *files]
+    if file.parent.name in ("towers", "llms"):  # parts, for a whole config
+        files = ["--config", str(file.parents[1] / "pretrain.yaml"), *files]
     functions = llava.COMMANDS if kind.startswith("llava") else cli.COMMANDS
     assert cli.parse([name, *files, *more], functions=functions)[name]
 

@@ -263,6 +263,27 @@ def test_models_in_full_behind_one_pixel_tensor(tree_of, lm, pictures, tmp_path)
         assert torch.equal(again(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.parametrize("fusion", ["channel", "interleave", "sequence", "additive"])
+def test_one_model_doubled_is_a_tower_that_runs_once(tiny, fusion):
+    """The control of equal tokens: against the model alone, its tokens taken twice."""
+    source = tiny("clip", 48)
+    tower = FullTower.from_config(VSTEncoder.plan(source, [source], [2], 56, fusion=fusion, normalise="none"))
+    alone = VSTEncoder.from_vfms(source, [], [], 56, normalise="none")
+    pixels, ran = torch.randn(2, 3, 56, 56), []
+    for model in tower.models.values():
+        model.register_forward_pre_hook(lambda *_: ran.append(1))
+        model.patch_embed.register_forward_hook(lambda *_: ran.append(1))
+    tokens, once = tower(pixels), alone(pixels)
+    assert ran == [1]
+    expected = {
+        "channel": torch.cat([once, once], -1),
+        "interleave": once.repeat_interleave(2, 1),
+        "sequence": torch.cat([once, once], 1),
+        "additive": once,
+    }
+    assert torch.allclose(tokens, expected[fusion], atol=1e-6)
+
+
 def test_a_single_model_is_a_tower(tiny, lm, pictures):
     tree = VSTEncoder.from_vfms(tiny("clip", 48), [], [], 56)
     model, processor = assemble(tree, *lm())

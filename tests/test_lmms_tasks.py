@@ -17,8 +17,12 @@ from PIL import Image
 
 import llava_integration.__main__ as commands
 from llava_integration.assemble import load
+from llava_integration.config import TuneConfig
+from llava_integration.data import DataConfig
 from llava_integration.demo import scenes
 from llava_integration.lmms import DATASETS, TASKS, EvaluationFailed, evaluate, write
+from llava_integration.training import train
+from training_kit import kit  # noqa: F401 (fixture)
 from vst import cli
 
 ROOT = Path(__file__).parents[1]
@@ -172,6 +176,25 @@ class TestScores:
         assert seen["model"]["seed"] == seen["settings"]["config"]["torch_seed"] == 0
         assert "What does the label say?" in seen["model"]["prompts"]["vst_labels"]
         json.dumps(seen)
+
+    @pytest.mark.slow
+    def test_blanked_pictures_lower_the_score_of_a_model_that_was_trained(self, kit, questions, roots, tmp_path):  # noqa: F811
+        """Two of the questions are asked about both pictures and answered otherwise."""
+        records = [
+            {"id": str(i), "image": f"{picture}.png", "conversations": [
+                {"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]}
+            for i, (question, answer, picture) in enumerate(EASY_VQA)
+        ]  # fmt: skip
+        (tmp_path / "data.json").write_text(json.dumps(records))
+        data = DataConfig([str(tmp_path / "data.json")], str(roots["vst_easy_vqa"] / "test" / "images"), max_length=256)
+        options = kit.options(150, rate=1e-2, num_train_epochs=200)
+        train(kit.model, data, str(tmp_path / "trained"), TuneConfig(llm="full"), **options)
+        seen, blind = (
+            scores(str(tmp_path / "trained"), questions, ["vst_easy_vqa"], show=False, blank=blank)["tasks"]
+            for blank in (False, True)
+        )
+        assert seen["vst_easy_vqa"]["score"] == 1
+        assert blind["vst_easy_vqa"]["score"] <= 7 / 8
 
     def test_choosing_among_answers(self, folder, questions, tmp_path):  # noqa: F811
         """A task of lmms-eval's type multiple_choice: the answer that is likeliest in a forward pass of its own."""

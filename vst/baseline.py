@@ -59,11 +59,18 @@ class FullEncoders(nn.Module):
         }
 
     def branch_tokens(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Patch tokens ``[B, N, D]`` by name, from pixels by name."""
-        out = {}
+        """Patch tokens ``[B, N, D]`` by name, from pixels by name.
+
+        A model that is there twice (the control of doubled tokens) runs once for the same pixels.
+        """
+        out: dict[str, Tensor] = {}
+        ran: dict[tuple[VFMSpec, int], Tensor] = {}
         for name, model in self.models.items():
-            x = model.taps(pixels[name], [model.stop])[model.stop]
-            out[name] = model.patches(x if model.norm is None else model.norm(x))
+            key = (model.spec, id(pixels[name]))
+            if key not in ran:
+                x = model.taps(pixels[name], [model.stop])[model.stop]
+                ran[key] = model.patches(x if model.norm is None else model.norm(x))
+            out[name] = ran[key]
         return out
 
     def forward(self, pixels: Mapping[str, Tensor]) -> Tensor:
