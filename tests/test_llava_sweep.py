@@ -20,6 +20,47 @@ from vst import cli
 pytest_plugins = ("lmms_kit", "training_kit")
 
 
+ROOT = Path(__file__).parents[1]
+MAYBE = type(None)
+ROW = {
+    "name": str, "kind": str, "split": (int, MAYBE), "accuracy": float, "accuracy_spread": (float, MAYBE),
+    "tasks": dict, "majority": dict, "share": dict, "median_ms": float, "low_ms": float, "high_ms": float, "ratio": float,
+    "ratio_low": float, "ratio_high": float, "repeats": int, "tower_ms": float, "first_token_ms": float,
+    "tower_share": float, "tower_share_low": float, "tower_share_high": float, "prompt_tokens": int,
+    "parameter_mb": float, "tower_parameter_mb": float, "peak_mb": (float, MAYBE),
+}  # fmt: skip
+SHARE = {
+    "gain": float, "gain_error": (float, MAYBE), "share": (float, MAYBE), "share_error": (float, MAYBE), "seeds": int,
+    "text": str,
+}  # fmt: skip
+
+
+def check_schema(results):
+    """What plots, tables and recommendations may count on, no less and no more."""
+    assert results.keys() == {"towers", "one", "score", "caption"}
+    assert results["one"] in [row["name"] for row in results["towers"]]
+    for row in results["towers"]:
+        assert row.keys() == ROW.keys()
+        for key, kind in ROW.items():
+            assert isinstance(row[key], kind), (row["name"], key)
+        assert row["kind"] in {"single", "full", "split", "control"}
+        assert 0 <= row["accuracy"] <= 1
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["tasks"].keys() == row["share"].keys() == row["majority"].keys()
+        for scores in row["tasks"].values():
+            assert scores.keys() == next(iter(row["tasks"].values())).keys()  # the same seeds
+            assert all(0 <= score <= 1 for score in scores.values())
+        for share in row["share"].values():
+            assert share.keys() == SHARE.keys()
+            for key, kind in SHARE.items():
+                assert isinstance(share[key], kind), (row["name"], key)
+
+
+def test_the_published_sweep_keeps_the_schema():
+    path = ROOT / "docs" / "results" / "llava-sweep" / "results.json"
+    check_schema(json.loads(path.read_text())["results"])
+
+
 class TestGain:
     def test_the_papers_table(self):
         """VST-14 keeps 84 % where one model has 60.0, both have 65.0 and it has 64.2."""
@@ -88,11 +129,9 @@ def test_bad_sweeps_are_named(rows, seeds, message, tmp_path):
 
 
 def test_the_script_knows_a_sweep_by_its_rows(tmp_path):
-    root = Path(__file__).parents[1]
-
     def help_of(*words):
         done = subprocess.run(
-            [sys.executable, str(root / "eval" / "lmms.py"), *words, "--help"],
+            [sys.executable, str(ROOT / "eval" / "lmms.py"), *words, "--help"],
             capture_output=True,
             text=True,
             timeout=200,
@@ -100,7 +139,7 @@ def test_the_script_knows_a_sweep_by_its_rows(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "share of the two-model gain" in help_of("--config", str(root / "configs" / "llava" / "sweep.yaml"))
+    assert "share of the two-model gain" in help_of("--config", str(ROOT / "configs" / "llava" / "sweep.yaml"))
     assert "share of the two-model gain" not in help_of()
 
 
@@ -143,6 +182,7 @@ def test_a_sweep_trains_takes_resumes_and_is_recommended_from(kit, folder, quest
     assert "model one, seed 7" not in said
     assert "missing, seed 7: evaluate" in said
     results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    check_schema(results)
     assert [row["name"] for row in results["towers"]] == list(rows)
     assert {row["kind"] for row in results["towers"]} == {"single", "full", "split", "control"}
     for row in results["towers"]:

@@ -204,7 +204,7 @@ def test_trainer_options_are_checked(trainer, batch, message):
 
 def test_a_language_model_below_home(kit, monkeypatch):
     monkeypatch.setenv("HOME", str(kit.folder))
-    config = replace(kit.model, llm="~/llm")
+    config = dataclasses.replace(kit.model, llm="~/llm")
     assert config.plan()[1].to_dict() == kit.model.plan()[1].to_dict()
     assert torch.equal(*(m.build(torch.float32, 0)[0].lm_head.weight for m in (config, kit.model)))
 

@@ -22,9 +22,9 @@ from llava_integration.data import DataConfig
 from llava_integration.demo import scenes
 from llava_integration.lmms import DATASETS, TASKS, EvaluationFailed, evaluate, write
 from llava_integration.training import train
-from training_kit import kit  # noqa: F401 (fixture)
 from vst import cli
 
+pytest_plugins = ("training_kit",)
 ROOT = Path(__file__).parents[1]
 
 
