@@ -85,6 +85,10 @@ def test_fit_then_latency_then_inspect(tiny, picture_folder, tmp_path, capsys):
     cli.main(["latency", "--path", tree, "--repeats", "2", "--out", str(tmp_path / "latency")])
     rows = json.loads((tmp_path / "latency" / "results.json").read_text())["results"]
     assert {r["kind"] for r in rows} == {"full", "single", "split"}
+    more = ["--path", tree, "--repeats", "1", "--batch_size", "[1,2]", "--dtype", "[float32,bfloat16]"]
+    capsys.readouterr()
+    cli.main(["latency", *more])
+    assert capsys.readouterr().out.count("Latency of one call, interleaved") == 4
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)

@@ -1,14 +1,20 @@
 """Cost against torch's own count, the paper's figures and sums done by hand."""
 
+import csv
+import itertools
+import json
+
 import pytest
 import torch
 from conftest import FAMILIES
 
 from vst import VSTConfig
+from vst import benchmark as bench
 from vst.baseline import FullEncoders
+from vst.benchmark import BenchmarkConfig, benchmark
 from vst.config import BranchConfig
 from vst.cost import block_figure, counted_flops, full_cost, model_cost, tree_cost, weights_bytes
-from vst.latency import measure, measure_tree
+from vst.latency import measure, measure_tree, median_interval
 from vst.spec import VFMSpec
 from vst.stitch import STITCHES, StitchSpec
 from vst.tree import VSTEncoder
@@ -131,6 +137,18 @@ def test_measure_interleaves_and_pairs():
         measure({"a": lambda: None}, reference="z")
 
 
+def test_the_interval_of_a_median_is_the_binomials():
+    """Against Conover's table for n = 15 (fourth and twelfth value) and by enumeration of all outcomes for n = 7."""
+    assert median_interval([float(i) for i in range(1, 16)]) == (4, 12)
+    assert median_interval([3.0, 1.0, 2.0]) == (1, 3)
+    assert median_interval([5.0]) == (5, 5)
+    low, high = median_interval([float(i) for i in range(7)])
+    outcomes = [sum(bits) for bits in itertools.product((0, 1), repeat=7)]  # how many values lie below the median
+    covered = sum(low < below <= high for below in outcomes) / len(outcomes)
+    assert covered >= 0.95
+    assert sum(low + 1 < below <= high - 1 for below in outcomes) / len(outcomes) < 0.95
+
+
 def test_a_slower_call_is_measured_as_slower():
     import time
 
@@ -147,3 +165,51 @@ def test_measure_tree_has_a_row_for_every_tower(tree_of):
     by_name = {r["name"]: r["flops_ratio"] for r in rows}
     assert by_name["dinov2 alone"] + by_name["clip alone"] == pytest.approx(1)
     assert by_name["VST-3"] < by_name["VST-1"] < 1
+
+
+def test_the_benchmark_covers_all_pairs_and_goes_on(tree_of, tmp_path, monkeypatch):
+    tree, config = tree_of("dinov2", "clip"), BenchmarkConfig([1, 3], ["float32", "bfloat16"], repeats=2)
+    measured = []
+
+    def until(stop):
+        def once(*args, batch_size, dtype, **options):
+            if len(measured) == stop:
+                raise KeyboardInterrupt
+            measured.append((dtype, batch_size))
+            return measure_tree(*args, batch_size=batch_size, dtype=dtype, **options)
+
+        return once
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(bench, "measure_tree", until(3))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(tree, config, "cpu", run, show_progress=False)
+    assert not (run / "results.json").exists()
+    monkeypatch.setattr(bench, "measure_tree", until(None))
+    rows = benchmark(tree, config, "cpu", run, resume=True, show_progress=False)
+    assert measured == [(torch.float32, 1), (torch.float32, 3), (torch.bfloat16, 1), (torch.bfloat16, 3)]
+    assert json.loads((run / "results.json").read_text())["results"] == rows
+    assert len(rows) == 4 * 5
+    for row in rows:
+        assert row["images_per_s"] == pytest.approx(row["batch_size"] / row["median_ms"] * 1e3)
+        assert row["gflops_per_s"] == pytest.approx(row["gflops"] * row["images_per_s"])
+        assert row["ratio_sure_low"] <= row["ratio"] <= row["ratio_sure_high"]
+        assert row["peak_mb"] is None
+    with open(run / "latency.csv") as file:
+        assert [float(r["median_ms"]) for r in csv.DictReader(file)] == [r["median_ms"] for r in rows]
+    assert (run / "latency.png").stat().st_size > 5000
+    assert next(tree.parameters()).dtype == torch.float32  # the caller's tree is left as it was
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtypes": ["int8"]}, "dtype is 'int8'"),
+        ({"batch_sizes": []}, "at least one"),
+        ({"batch_sizes": [0]}, "at least 1"),
+        ({"repeats": 0}, "at least 1"),
+    ],
+)
+def test_bad_benchmarks_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        BenchmarkConfig(**options)

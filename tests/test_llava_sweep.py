@@ -25,9 +25,10 @@ MAYBE = type(None)
 ROW = {
     "name": str, "kind": str, "split": (int, MAYBE), "accuracy": float, "accuracy_spread": (float, MAYBE),
     "tasks": dict, "majority": dict, "share": dict, "median_ms": float, "low_ms": float, "high_ms": float,
-    "ratio": float, "ratio_low": float, "ratio_high": float, "repeats": int, "tower_ms": float,
-    "first_token_ms": float, "tower_share": float, "tower_share_low": float, "tower_share_high": float,
-    "prompt_tokens": int, "parameter_mb": float, "tower_parameter_mb": float, "peak_mb": (float, MAYBE),
+    "ratio": float, "ratio_low": float, "ratio_high": float, "ratio_sure_low": float, "ratio_sure_high": float,
+    "repeats": int, "tower_ms": float, "first_token_ms": float, "tower_share": float, "tower_share_low": float,
+    "tower_share_high": float, "prompt_tokens": int, "parameter_mb": float, "tower_parameter_mb": float,
+    "peak_mb": (float, MAYBE),
 }  # fmt: skip
 SHARE = {
     "gain": float, "gain_error": (float, MAYBE), "share": (float, MAYBE), "share_error": (float, MAYBE), "seeds": int,

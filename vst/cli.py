@@ -127,46 +127,45 @@ def inspect(path: str, dtype: str = "float16") -> None:
 def latency(
     path: str | None = None,
     tree: TreeArgs | None = None,
-    batch_size: int = 1,
+    batch_size: int | list[int] = 1,
     repeats: int = 15,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str | list[str] = "float32",
     out: str | None = None,
+    resume: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Measure a tree at every split beside each model alone and all models in full, interleaved.
 
     Examples:
         vst latency --path runs/demo/tree
+        vst latency --path runs/demo/tree --batch_size '[1,8]' --dtype '[float32,bfloat16]' --out runs/latency
         vst latency --tree.trunk dinov2-l --tree.branches '[clip-l-336]' --tree.splits '[6,14,22]' \\
             --tree.image_size 336 --tree.pretrained false
 
     Args:
         path: folder of a saved tree; or give tree.
         tree: a tree to build.
-        batch_size: pictures a call.
+        batch_size: pictures a call, one number or several.
         repeats: counted rounds.
         device: auto, cpu or cuda.
-        dtype: float32, bfloat16 or float16.
-        out: run folder for results.json; default: only print.
+        dtype: float32, bfloat16 or float16, one or several.
+        out: run folder for results.json, latency.csv and latency.png; default: only print.
+        resume: go on with a stopped run in out.
         overwrite: replace the run in out.
     """
-    from vst.latency import measure_tree
+    from vst.benchmark import BenchmarkConfig, benchmark
     from vst.report import latency_table
-    from vst.runs import Run
 
     if (path is None) == (tree is None):
         raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
-    kind, device = _dtype(dtype), _device(device)
-    options = {"batch_size": batch_size, "repeats": repeats, "device": device, "dtype": dtype}
+    batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
+    config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device)
+    where = _device(device)
     model = VSTEncoder.from_pretrained(path) if path is not None else tree.build()  # type: ignore[union-attr]
-    run = None
-    if out is not None:
-        run = Run(out, {"tree": model.config.to_dict(), **options}, overwrite=overwrite, device=device)
-    rows = measure_tree(model, batch_size=batch_size, repeats=repeats, device=device, dtype=kind)
-    latency_table(rows)
-    if run is not None:
-        run.finish(rows)
+    rows = benchmark(model, config, where, out, resume=resume, overwrite=overwrite)
+    for kind, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows):
+        latency_table([r for r in rows if (r["dtype"], r["batch_size"]) == (kind, batch)])
 
 
 def demo(

@@ -6,6 +6,7 @@ Absolute times belong to the machine they were taken on; ratios, pair by pair ag
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,9 @@ class Latency:
     Attributes:
         median_ms, low_ms, high_ms: median and quartiles of a call, in milliseconds.
         ratio, ratio_low, ratio_high: median and quartiles of time over the reference's time in the same round.
+        ratio_sure_low, ratio_sure_high: interval that holds the true median of that ratio with at least 95 %
+            (between order statistics, from the binomial distribution: free of assumptions on how times scatter); the
+            extremes where fewer than six rounds cannot give one.
         repeats: rounds.
     """
 
@@ -38,6 +42,8 @@ class Latency:
     ratio: float
     ratio_low: float
     ratio_high: float
+    ratio_sure_low: float
+    ratio_sure_high: float
     repeats: int
 
     def to_dict(self) -> dict[str, float]:
@@ -85,8 +91,22 @@ def measure(
     for name in names:
         ratios = [t / r for t, r in zip(times[name], times[reference], strict=True)]
         (low, mid, high), (rlow, rmid, rhigh) = _quartiles(times[name]), _quartiles(ratios)
-        out[name] = Latency(mid, low, high, rmid, rlow, rhigh, repeats)
+        out[name] = Latency(mid, low, high, rmid, rlow, rhigh, *median_interval(ratios), repeats)
     return out
+
+
+def median_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a median: the tightest symmetric pair of order statistics with at least ``level``.
+
+    The number of values below the median is binomial(n, 1/2), so the pair (k + 1, n - k) in order covers it with
+    1 - 2 P(X <= k) (Conover, Practical Nonparametric Statistics, on quantiles).
+    """
+    ordered, n = sorted(values), len(values)
+    k, below = 0, 0.5**n
+    while k + 1 < n / 2 and 1 - 2 * (below + math.comb(n, k + 1) * 0.5**n) >= level:
+        k += 1
+        below += math.comb(n, k) * 0.5**n
+    return ordered[k], ordered[n - 1 - k]
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -115,8 +135,10 @@ def measure_tree(
     The full models carry random weights: time does not depend on them.
 
     Returns:
-        Rows of ``name``, ``kind`` (split, single, full), ``split``, ``gflops`` a picture, ``flops_ratio`` and the
-        fields of :class:`Latency`; both ratios are against all models in full. Latencies are of one call.
+        Rows of ``name``, ``kind`` (split, single, full), ``split``, ``batch_size``, ``dtype``, ``gflops`` a picture,
+        ``flops_ratio``, ``images_per_s``, ``gflops_per_s`` (achieved), ``peak_mb`` (allocated on a GPU in one call,
+        weights of all towers included; None on a CPU) and the fields of :class:`Latency`; both ratios are against all
+        models in full. Latencies are of one call.
     """
     config = tree.config
     full = FullEncoders.load(config, pretrained=False).to(device, dtype)
@@ -139,14 +161,31 @@ def measure_tree(
     flops = {ALL: whole} | {label: tree_cost(config, s).flops for label, s in config.choices().items()}
     for n, m in full.models.items():
         flops[f"{n} alone"] = model_cost(m.spec, config.grid, m.stop).flops
-    return [
-        {
-            "name": name,
-            "kind": "full" if name == ALL else "split" if name in config.choices() else "single",
-            "split": config.choices().get(name),
-            "gflops": flops[name] / 1e9,
-            "flops_ratio": flops[name] / whole,
-            **times[name].to_dict(),
-        }
-        for name in calls
-    ]
+    rows = []
+    for name, call in calls.items():
+        per_s = batch_size / times[name].median_ms * 1e3
+        rows.append(
+            {
+                "name": name,
+                "kind": "full" if name == ALL else "split" if name in config.choices() else "single",
+                "split": config.choices().get(name),
+                "batch_size": batch_size,
+                "dtype": str(dtype).removeprefix("torch."),
+                "gflops": flops[name] / 1e9,
+                "flops_ratio": flops[name] / whole,
+                "images_per_s": per_s,
+                "gflops_per_s": flops[name] / 1e9 * per_s,
+                "peak_mb": _peak_mb(call, device),
+                **times[name].to_dict(),
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def _peak_mb(call: Callable[[], Any], device: torch.device | str) -> float | None:
+    if torch.device(device).type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) / 2**20

@@ -57,15 +57,16 @@ def stitch_table(reports: Sequence[StitchReport]) -> None:
 def latency_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print the rows of ``vst.latency.measure_tree``."""
     table(
-        "Latency of one call, interleaved",
+        f"Latency of one call, interleaved: batch {rows[0]['batch_size']}, {rows[0]['dtype']}",
         [
             "tower",
             "median ms",
             "quartiles",
             "time / all in full",
-            "quartiles",
+            "95 % interval",
             "FLOPs / all in full",
-            "GFLOPs a picture",
+            "pictures/s",
+            "GFLOP/s",
         ],
         [
             (
@@ -73,9 +74,10 @@ def latency_table(rows: Sequence[dict[str, Any]]) -> None:
                 f"{r['median_ms']:.1f}",
                 f"{r['low_ms']:.1f} .. {r['high_ms']:.1f}",
                 r["ratio"],
-                f"{r['ratio_low']:.3f} .. {r['ratio_high']:.3f}",
+                f"{r['ratio_sure_low']:.3f} .. {r['ratio_sure_high']:.3f}",
                 r["flops_ratio"],
-                f"{r['gflops']:.2f}",
+                f"{r['images_per_s']:.2f}",
+                f"{r['gflops_per_s']:.0f}",
             )
             for r in rows
         ],
