@@ -133,7 +133,7 @@ def test_measure_interleaves_and_pairs():
     assert len(order) == 15
     assert times["a"].ratio == 1
     assert all(t.low_ms <= t.median_ms <= t.high_ms for t in times.values())
-    with pytest.raises(ValueError, match="reference 'z'"):
+    with pytest.raises(ValueError, match="reference is 'z'"):
         measure({"a": lambda: None}, reference="z")
 
 

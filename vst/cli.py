@@ -1,4 +1,4 @@
-"""The command line: ``vst fit``, ``vst latency``, ``vst inspect``, ``vst recommend``, ``vst demo``."""
+"""The command line: ``vst fit``, ``latency``, ``throughput``, ``inspect``, ``recommend`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -157,15 +157,66 @@ def latency(
     from vst.benchmark import BenchmarkConfig, benchmark
     from vst.report import latency_table
 
-    if (path is None) == (tree is None):
-        raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
     config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device)
-    where = _device(device)
-    model = VSTEncoder.from_pretrained(path) if path is not None else tree.build()  # type: ignore[union-attr]
+    model, where = _tree(path, tree), _device(device)
     rows = benchmark(model, config, where, out, resume=resume, overwrite=overwrite)
     for kind, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows):
         latency_table([r for r in rows if (r["dtype"], r["batch_size"]) == (kind, batch)])
+
+
+def throughput(
+    path: str | None = None,
+    tree: TreeArgs | None = None,
+    batch_size: int = 4,
+    repeats: int = 7,
+    device: str = "auto",
+    precision: str = "auto",
+    checkpointing: bool = False,
+    pictures: int = 558_000,
+    out: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Measure what fitting stitches takes: all depths in one pass, each alone, targets cached; time, FLOPs, memory.
+
+    Examples:
+        vst throughput --path runs/demo/tree
+        vst throughput --config configs/trees/dinov2-clip-l.yaml --tree.pretrained false --batch_size 32
+
+    Args:
+        path: folder of a saved tree; or give tree.
+        tree: a tree to build; random weights are enough.
+        batch_size: pictures a step.
+        repeats: counted rounds; in each every way takes one step.
+        device: auto, cpu or cuda.
+        precision: auto (bf16 autocast on a GPU that has it, else fp32), fp32 or bf16.
+        checkpointing: recompute the tails' activations in the backward pass.
+        pictures: size of a data set whose time is to be told; default: LLaVA's stage 1.
+        out: run folder for results.json; default: only print.
+        overwrite: replace the run in out.
+    """
+    from vst.processes import uses_bf16
+    from vst.report import throughput_table
+    from vst.runs import Run
+    from vst.throughput import measure_fit
+
+    model, where = _tree(path, tree), _device(device)
+    bf16 = uses_bf16(FitConfig(precision=precision), torch.device(where))
+    options = {"batch_size": batch_size, "repeats": repeats, "device": where, "bf16": bf16}
+    options["checkpointing"] = checkpointing
+    run = None
+    if out is not None:
+        run = Run(out, {"tree": model.config.to_dict(), **options}, overwrite=overwrite, device=where)
+    results = measure_fit(model, **options)  # type: ignore[arg-type]
+    throughput_table(results, pictures)
+    if run is not None:
+        run.finish(results)
+
+
+def _tree(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
+    if (path is None) == (tree is None):
+        raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
+    return VSTEncoder.from_pretrained(path) if path is not None else tree.build()  # type: ignore[union-attr]
 
 
 def demo(
@@ -220,7 +271,7 @@ def _device(name: str) -> str:
     return name
 
 
-COMMANDS = (fit, inspect, latency, recommend, demo)
+COMMANDS = (fit, inspect, latency, throughput, recommend, demo)
 
 
 def command(function: Callable[..., Any], args: list[str] | None = None) -> None:

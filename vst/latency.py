@@ -61,22 +61,43 @@ def measure(
     device: torch.device | str = "cpu",
     show_progress: bool = False,
 ) -> dict[str, Latency]:
-    """Time every candidate once a round, in an order that rotates from round to round.
+    """Time every candidate once a round, in an order that rotates from round to round, without gradients.
 
     Args:
         candidates: calls by name.
         reference: the candidate that ratios are taken against.
         repeats, warmup: counted and uncounted rounds.
         device: synchronised before the clock is read.
+        show_progress: a bar with the time left.
 
     Raises:
         ValueError: the reference is not a candidate, or there is nothing to repeat.
     """
-    if reference not in candidates or repeats < 1:
-        raise ValueError(f"reference {reference!r} must be one of {list(candidates)} and repeats {repeats} at least 1.")
+    if reference not in candidates:
+        raise ValueError(f"reference is {reference!r}; expected one of {list(candidates)}.")
+    times = rounds(candidates, repeats=repeats, warmup=warmup, device=device, show_progress=show_progress)
+    return {name: summary(own, times[reference]) for name, own in times.items()}
+
+
+def rounds(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int = 15,
+    warmup: int = 2,
+    device: torch.device | str = "cpu",
+    show_progress: bool = False,
+    title: str = "latency",
+) -> dict[str, list[float]]:
+    """The times behind :func:`measure`, in milliseconds, round by round.
+
+    Raises:
+        ValueError: there is nothing to repeat.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}; expected at least 1.")
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
-    with progress("latency", (repeats + warmup) * len(names), show_progress) as bar:
+    with progress(title, (repeats + warmup) * len(names), show_progress) as bar:
         for round_ in range(-warmup, repeats):
             shift = round_ % len(names)
             for name in names[shift:] + names[:shift]:
@@ -87,12 +108,14 @@ def measure(
                 if round_ >= 0:
                     times[name].append((time.perf_counter() - began) * 1e3)
                 bar.step(name)
-    out = {}
-    for name in names:
-        ratios = [t / r for t, r in zip(times[name], times[reference], strict=True)]
-        (low, mid, high), (rlow, rmid, rhigh) = _quartiles(times[name]), _quartiles(ratios)
-        out[name] = Latency(mid, low, high, rmid, rlow, rhigh, *median_interval(ratios), repeats)
-    return out
+    return times
+
+
+def summary(times: list[float], reference: list[float]) -> Latency:
+    """Medians and spreads of times (ms) and of their ratios to the reference's times of the same rounds."""
+    ratios = [t / r for t, r in zip(times, reference, strict=True)]
+    (low, mid, high), (rlow, rmid, rhigh) = _quartiles(times), _quartiles(ratios)
+    return Latency(mid, low, high, rmid, rlow, rhigh, *median_interval(ratios), len(times))
 
 
 def median_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:

@@ -8,7 +8,7 @@ Per picture the trunk runs once and each target runs once, whatever the number o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,10 +67,11 @@ class Teacher:
         return pixels.to(next(self.tree.trunk.parameters()).dtype)
 
     @torch.no_grad()
-    def taps(self, pixels: Tensor) -> dict[int, Tensor]:
-        """The trunk's tokens at every depth that a stitch reads."""
-        branches = self.tree.config.branches
-        return self.tree.trunk.taps(self._cast(pixels), {b.reads(s) for b in branches for s in b.splits})
+    def taps(self, pixels: Tensor, keys: Iterable[tuple[str, int]] | None = None) -> dict[int, Tensor]:
+        """The trunk's tokens at every depth that a stitch reads, of all or of those named by branch and split."""
+        by_name = {b.name: b for b in self.tree.config.branches}
+        chosen = [(b.name, s) for b in by_name.values() for s in b.splits] if keys is None else keys
+        return self.tree.trunk.taps(self._cast(pixels), {by_name[name].reads(split) for name, split in chosen})
 
     @torch.no_grad()
     def target(self, name: str, pixels: Tensor) -> Target:
@@ -123,9 +124,12 @@ class Matcher(nn.Module):
         match: how features are compared. ``channel``: every channel in units of its own standard deviation (a few
             outlier channels rule CLIP's last blocks otherwise). ``raw``: as they are, over their mean variance.
             ``norm``: after the target's final norm (FFM only).
+        splits: only the stitches at these; default: all.
     """
 
-    def __init__(self, teacher: Teacher, objective: str = "ffm", match: str = "channel") -> None:
+    def __init__(
+        self, teacher: Teacher, objective: str = "ffm", match: str = "channel", splits: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         if objective not in ("ffm", "lfm") or match not in MATCHES or (match == "norm" and objective != "ffm"):
             raise ValueError(
@@ -134,7 +138,8 @@ class Matcher(nn.Module):
             )
         self.objective, self.match = objective, match
         self._teacher = (teacher,)  # in a tuple: frozen models are no submodules and must not be wrapped or moved
-        self.keys = [(b.name, split) for b in teacher.tree.config.branches for split in b.splits]
+        branches = teacher.tree.config.branches
+        self.keys = [(b.name, s) for b in branches for s in b.splits if splits is None or s in splits]
         self.stitches: ModuleMap[Stitch] = ModuleMap(
             {f"{name}_{split}": teacher.tree.branches[name].stitches[str(split)] for name, split in self.keys}
         )

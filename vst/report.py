@@ -84,6 +84,31 @@ def latency_table(rows: Sequence[dict[str, Any]]) -> None:
     )
 
 
+def throughput_table(results: Mapping[str, Any], pictures: int) -> None:
+    """Print what ``vst.throughput.measure_fit`` found, and the hours that one epoch over ``pictures`` would take."""
+    table(
+        f"Steps of a fit, interleaved: batch {results['batch_size']}",
+        ["way", "median ms", "time / one pass", "95 % interval", "GFLOPs a step", "saved MB", "pictures/s",
+         f"hours / {pictures:,}"],
+        [
+            (
+                r["name"],
+                f"{r['median_ms']:.0f}",
+                r["ratio"],
+                f"{r['ratio_sure_low']:.3f} .. {r['ratio_sure_high']:.3f}",
+                f"{r['gflops']:.1f}",
+                f"{r['saved_mb']:.0f}",
+                f"{r['pictures_per_s']:.2f}",
+                f"{pictures / r['pictures_per_s'] / 3600:.1f}",
+            )
+            for r in results["rows"]
+        ],
+        f"one pass over separate runs: {results['time_ratio']:.3f} ({results['time_ratio_low']:.3f} .. "
+        f"{results['time_ratio_high']:.3f}) of their time, {results['flops_ratio']:.3f} of their FLOPs: "
+        f"{results['over']:.3f} times what arithmetic allows; saved: activations kept for the backward pass",
+    )  # fmt: skip
+
+
 def towers_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of the table of towers, from results with ``towers``."""
     heads = ["tower", "accuracy %", "branch alone %", "extra blocks", "time / all in full", "FLOPs / all in full", "ms"]
