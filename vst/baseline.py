@@ -68,14 +68,20 @@ class FullEncoders(nn.Module):
         for name, model in self.models.items():
             key = (model.spec, id(pixels[name]))
             if key not in ran:
-                x = model.taps(pixels[name], [model.stop])[model.stop]
-                ran[key] = model.patches(x if model.norm is None else model.norm(x))
+                ran[key] = model.read(model.taps(pixels[name], [model.stop])[model.stop])
             out[name] = ran[key]
         return out
 
     def forward(self, pixels: Mapping[str, Tensor]) -> Tensor:
         """Fused tokens (of one model: its own, normalised alike)."""
-        parts = list(self.branch_tokens(pixels).values())
+        return self.fused(list(self.branch_tokens(pixels).values()))
+
+    def fused(self, parts: list[Tensor]) -> Tensor:
+        """Every model's tokens ``[B, N, D]``, in the order of ``models``, as one.
+
+        Raises:
+            ValueError: only some of the tree's models are held, and more than one.
+        """
         if self.fuse is not None:
             return self.fuse(parts)
         if len(parts) == 1:
@@ -119,9 +125,11 @@ class FullTower(FullEncoders):
 
         ``split`` is taken and has no meaning here.
         """
-        return super().forward(
-            {name: self._as_seen_by(m.spec, m.image_size, pixels) for name, m in self.models.items()}
-        )
+        return super().forward(self.each(pixels))
+
+    def each(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Every model's pixels by name, made of the trunk's ``[B, 3, S, S]``."""
+        return {name: self._as_seen_by(m.spec, m.image_size, pixels) for name, m in self.models.items()}
 
     def _as_seen_by(self, spec: VFMSpec, size: int, pixels: Tensor) -> Tensor:
         trunk = self.config.trunk

@@ -286,19 +286,15 @@ class VSTEncoder(OnDisk):
         depths = {b.reads(chosen[b.name]) for chosen in choices for b in config.branches}
         depths |= {config.trunk_stop} if config.keep_trunk else set()
         taps = self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
-        own = {config.trunk_name: self._read(self.trunk, taps[config.trunk_stop])} if config.keep_trunk else {}
+        own = {config.trunk_name: self.trunk.read(taps[config.trunk_stop])} if config.keep_trunk else {}
         out = []
         for chosen in choices:
             tokens = dict(own)
             for name, branch in self.branches.items():
                 x = taps[branch.config.reads(chosen[name])]
-                tokens[name] = self._read(branch.tail, branch(x, chosen[name], self.trunk))
+                tokens[name] = branch.tail.read(branch(x, chosen[name], self.trunk))
             out.append({name: x.to(pixels.dtype) for name, x in tokens.items()})
         return out
-
-    @staticmethod
-    def _read(model: VFM, x: Tensor) -> Tensor:
-        return model.patches(x if model.norm is None else model.norm(x))
 
     def features(self, pixels: Tensor, split: int | Mapping[str, int] | None = None) -> dict[str, Features]:
         """Every branch's features before fusion, as tokens and as a map.

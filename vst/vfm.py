@@ -143,6 +143,10 @@ class VFM(nn.Module):
         """Drop the prefix tokens: ``[B, T, D]`` to ``[B, N, D]``."""
         return x[:, self.spec.prefix :]
 
+    def read(self, x: Tensor) -> Tensor:
+        """Patch tokens ``[B, N, D]`` of tokens ``[B, T, D]``, after the final norm where the model holds it."""
+        return self.patches(x if self.norm is None else self.norm(x))
+
     def reset_parameters(self, seed: int = 0) -> VFM:
         """Random weights (normal, std 0.02, clipped at two), by ``seed`` and name; returns self.
 

@@ -1,0 +1,162 @@
+"""Branches that run at the same time on one GPU: streams that fork at the split, and graphs that launch it all at once.
+
+At a batch of one a ViT-L cannot fill a large GPU and its kernels are over sooner than the next ones are launched; so
+branches have to overlap, and launching has to cost nothing. ``streams`` gives each branch a CUDA stream of its own from
+the depth where it leaves the trunk; ``graphs`` captures such a forward pass once and replays it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vst.baseline import FullEncoders, FullTower
+from vst.tree import VSTEncoder
+
+MODES = ("none", "streams", "graphs")
+_WARMUP = 3  # calls before a capture, as torch's documentation of CUDA graphs asks for
+_KEPT = 8  # graphs: each holds memory for its own activations
+
+
+class Streams:
+    """Side streams by name, and the fork and join around them; on a CPU everything runs in turn.
+
+    Args:
+        device: of the work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._side: dict[str, Any] = {}
+        self._open: list[Any] = []
+
+    @contextmanager
+    def fork(self, name: str, *inputs: Tensor) -> Iterator[None]:
+        """Work inside starts when all that was asked of the current stream before is done.
+
+        Args:
+            name: of the side stream.
+            inputs: tensors of the current stream that are used inside.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        if name not in self._side:
+            self._side[name] = torch.cuda.Stream(self.device)
+        side = self._side[name]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        for x in inputs:
+            x.record_stream(side)  # else the allocator could give its memory away while it is read there
+        self._open.append(side)
+        with torch.cuda.stream(side):
+            yield
+
+    def join(self, *outputs: Tensor) -> None:
+        """The current stream waits for all forks; ``outputs`` of theirs are used there from now on."""
+        if self.device.type != "cuda":
+            return
+        main = torch.cuda.current_stream(self.device)
+        for side in self._open:
+            main.wait_stream(side)
+        for x in outputs:
+            x.record_stream(main)
+        self._open.clear()
+
+
+class Overlapped(nn.Module):
+    """A tree, or its models in full, with branches that run at the same time; called as the tree is.
+
+    Tokens are the tree's own, to the rounding of the same kernels. For inference: no gradient flows.
+
+    Args:
+        tower: a tree or models in full, in place on its device.
+        mode: streams or graphs. A graph is captured for every shape, dtype and split at its first call, and the last
+            eight are kept; it reads the weights where they were then, so move or cast the tower before, not after.
+
+    Raises:
+        ValueError: an unknown mode, or graphs without a CUDA device.
+    """
+
+    def __init__(self, tower: VSTEncoder | FullEncoders, mode: str = "streams") -> None:
+        super().__init__()
+        self.tower, self.mode = tower, mode
+        self.device = next(tower.parameters()).device
+        if mode not in MODES[1:]:
+            raise ValueError(f"overlap is {mode!r}; expected {' or '.join(MODES[1:])}.")
+        if mode == "graphs" and self.device.type != "cuda":
+            raise ValueError(
+                f"The tower is on {self.device.type}, but graphs need CUDA: move it first, or use streams."
+            )
+        self._streams = Streams(self.device)
+        self._graphs: OrderedDict[Any, tuple[Any, Any, Tensor]] = OrderedDict()
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor | Mapping[str, Tensor], split: int | Mapping[str, int] | None = None) -> Tensor:
+        """Fused tokens, as the tower gives them."""
+        if self.mode == "streams":
+            return self._run(pixels, split)
+        return self._replay(pixels, split)
+
+    def _run(self, pixels: Any, split: int | Mapping[str, int] | None) -> Tensor:
+        if isinstance(self.tower, VSTEncoder):
+            return self._tree(self.tower, pixels, split)
+        each = self.tower.each(pixels) if isinstance(self.tower, FullTower) else pixels
+        tokens = []
+        for name, model in self.tower.models.items():
+            with self._streams.fork(name, each[name]):
+                tokens.append(model.read(model.taps(each[name], [model.stop])[model.stop]))
+        self._streams.join(*tokens)
+        return self.tower.fused(tokens)
+
+    def _tree(self, tree: VSTEncoder, pixels: Tensor, split: int | Mapping[str, int] | None) -> Tensor:
+        config, trunk = tree.config, tree.trunk
+        chosen = config.resolve(split)
+        leaves: dict[int, list[str]] = {config.trunk_stop: []} if config.keep_trunk else {}
+        for b in config.branches:
+            leaves.setdefault(b.reads(chosen[b.name]), []).append(b.name)
+        x, at, tokens = trunk.embed(pixels.to(trunk.patch_embed.proj.weight.dtype)), 0, {}
+        for depth in sorted(leaves):
+            x, at = trunk.run(x, at, depth), depth
+            for name in leaves[depth]:  # before the trunk goes on, so that its later blocks run beside the branch
+                branch = tree.branches[name]
+                with self._streams.fork(name, x):
+                    tokens[name] = branch.tail.read(branch(x, chosen[name], trunk)).to(pixels.dtype)
+        if config.keep_trunk:
+            tokens[config.trunk_name] = trunk.read(x).to(pixels.dtype)
+        self._streams.join(*tokens.values())
+        return tree.fuse([tokens[name] for name in config.names])
+
+    def _replay(self, pixels: Any, split: int | Mapping[str, int] | None) -> Tensor:
+        given = dict(pixels) if isinstance(pixels, Mapping) else {"": pixels}
+        chosen = tuple(sorted(self.tower.config.resolve(split).items())) if isinstance(self.tower, VSTEncoder) else None
+        key = (chosen, tuple((n, tuple(p.shape), p.dtype) for n, p in given.items()))
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(given, split, isinstance(pixels, Mapping))
+            while len(self._graphs) > _KEPT:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        graph, held, out = self._graphs[key]
+        for name, p in given.items():
+            held[name].copy_(p)
+        graph.replay()
+        return out.clone()  # the next replay writes over it
+
+    def _capture(self, given: dict[str, Tensor], split: Any, by_name: bool) -> tuple[Any, dict[str, Tensor], Tensor]:
+        held = {n: p.clone() for n, p in given.items()}
+        call = partial(self._run, held if by_name else held[""], split)
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARMUP):
+                call()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = call()
+        return graph, held, out
