@@ -167,6 +167,14 @@ def test_measure_tree_has_a_row_for_every_tower(tree_of):
     assert by_name["VST-3"] < by_name["VST-1"] < 1
 
 
+def test_overlapped_towers_are_measured_beside_those_in_turn(tree_of):
+    rows = measure_tree(tree_of("dinov2", "clip"), repeats=1, overlap="streams", show_progress=False)
+    full = [(r["name"], r["overlap"], r["flops_ratio"]) for r in rows if r["kind"] == "full"]
+    assert full == [("all in full", "none", 1), ("all in full, streams", "streams", 1)]
+    assert {r["overlap"] for r in rows if r["kind"] != "full"} == {"streams"}
+    assert [r["name"] for r in rows if r["kind"] == "single"] == ["dinov2 alone", "clip alone"]
+
+
 def test_the_benchmark_covers_all_pairs_and_goes_on(tree_of, tmp_path, monkeypatch):
     tree, config = tree_of("dinov2", "clip"), BenchmarkConfig([1, 3], ["float32", "bfloat16"], repeats=2)
     measured = []
@@ -208,6 +216,7 @@ def test_the_benchmark_covers_all_pairs_and_goes_on(tree_of, tmp_path, monkeypat
         ({"batch_sizes": []}, "at least one"),
         ({"batch_sizes": [0]}, "at least 1"),
         ({"repeats": 0}, "at least 1"),
+        ({"overlap": "yes"}, "overlap is 'yes'"),
     ],
 )
 def test_bad_benchmarks_are_named(options, message):

@@ -131,6 +131,7 @@ def latency(
     repeats: int = 15,
     device: str = "auto",
     dtype: str | list[str] = "float32",
+    overlap: str = "none",
     out: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -150,6 +151,7 @@ def latency(
         repeats: counted rounds.
         device: auto, cpu or cuda.
         dtype: float32, bfloat16 or float16, one or several.
+        overlap: none, streams or graphs: let the branches of a call run at the same time on a GPU.
         out: run folder for results.json, latency.csv and latency.png; default: only print.
         resume: go on with a stopped run in out.
         overwrite: replace the run in out.
@@ -158,7 +160,7 @@ def latency(
     from vst.report import latency_table
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
-    config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device)
+    config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, overlap)
     model, where = _tree(path, tree), _device(device)
     rows = benchmark(model, config, where, out, resume=resume, overwrite=overwrite)
     for kind, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows):

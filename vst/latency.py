@@ -11,12 +11,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from vst.baseline import FullEncoders
 from vst.cost import full_cost, model_cost, tree_cost
+from vst.overlap import Overlapped
 from vst.progress import progress
 from vst.tree import VSTEncoder
 
@@ -151,17 +153,28 @@ def measure_tree(
     repeats: int = 15,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    overlap: str = "none",
     show_progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Time a tree at every split, each of its models alone, and all of them in full, one after another.
 
     The full models carry random weights: time does not depend on them.
 
+    Args:
+        tree: which.
+        batch_size: pictures a call.
+        repeats: counted rounds.
+        device: of all towers.
+        dtype: of weights and pixels.
+        overlap: none, streams or graphs (see :mod:`vst.overlap`), for splits and models alone; all models in full are
+            then measured both ways, in turn (the reference, as towers of several encoders run today) and overlapped.
+        show_progress: a bar with the time left.
+
     Returns:
-        Rows of ``name``, ``kind`` (split, single, full), ``split``, ``batch_size``, ``dtype``, ``gflops`` a picture,
-        ``flops_ratio``, ``images_per_s``, ``gflops_per_s`` (achieved), ``peak_mb`` (allocated on a GPU in one call,
-        weights of all towers included; None on a CPU) and the fields of :class:`Latency`; both ratios are against all
-        models in full. Latencies are of one call.
+        Rows of ``name``, ``kind`` (split, single, full), ``split``, ``batch_size``, ``dtype``, ``overlap``,
+        ``gflops`` a picture, ``flops_ratio``, ``images_per_s``, ``gflops_per_s`` (achieved), ``peak_mb`` (allocated on
+        a GPU in one call, weights of all towers included; None on a CPU) and the fields of :class:`Latency`; both
+        ratios are against all models in full. Latencies are of one call.
     """
     config = tree.config
     full = FullEncoders.load(config, pretrained=False).to(device, dtype)
@@ -175,13 +188,18 @@ def measure_tree(
     }
     singles = {n: FullEncoders(config, {n: full.models[n]}) for n in full.models}
     calls: dict[str, Callable[[], Any]] = {ALL: lambda: full(each)}
+    fast = (lambda tower: tower) if overlap == "none" else partial(Overlapped, mode=overlap)
+    if overlap != "none":
+        calls[f"{ALL}, {overlap}"] = partial(fast(full), each)
     for n, single in singles.items():
-        calls[f"{n} alone"] = lambda single=single: single(each)  # type: ignore[misc]
+        calls[f"{n} alone"] = partial(fast(single), {n: each[n]})
+    tower = fast(model)
     for label, s in config.choices().items():
-        calls[label] = lambda s=s: model(pixels, split=s)  # type: ignore[misc]
+        calls[label] = partial(tower, pixels, split=s)
     times = measure(calls, reference=ALL, repeats=repeats, device=device, show_progress=show_progress)
     whole = full_cost(config).flops
     flops = {ALL: whole} | {label: tree_cost(config, s).flops for label, s in config.choices().items()}
+    flops[f"{ALL}, {overlap}"] = whole
     for n, m in full.models.items():
         flops[f"{n} alone"] = model_cost(m.spec, config.grid, m.stop).flops
     rows = []
@@ -190,10 +208,11 @@ def measure_tree(
         rows.append(
             {
                 "name": name,
-                "kind": "full" if name == ALL else "split" if name in config.choices() else "single",
+                "kind": "full" if name.startswith(ALL) else "split" if name in config.choices() else "single",
                 "split": config.choices().get(name),
                 "batch_size": batch_size,
                 "dtype": str(dtype).removeprefix("torch."),
+                "overlap": "none" if name == ALL else overlap,
                 "gflops": flops[name] / 1e9,
                 "flops_ratio": flops[name] / whole,
                 "images_per_s": per_s,
