@@ -246,8 +246,8 @@ def _tower(tower: Any, pixels: torch.Tensor, split: int | None) -> Any:
     return (lambda: tower(pixels)) if split is None else (lambda: tower(pixels, split=split))
 
 
-def show(results: Mapping[str, Any]) -> None:
-    """Print the table in the paper's form: score by task, extra cost, share of the gain."""
+def sweep_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the table in the paper's form: score by task, extra cost, share of the gain."""
     towers = results["towers"]
     tasks = list(towers[0]["tasks"])
     one = next(r for r in towers if r["name"] == results["one"])
@@ -258,6 +258,12 @@ def show(results: Mapping[str, Any]) -> None:
         scores = [_spread(list(r["tasks"][task].values())) for task in tasks]
         cost = [f"{r['ratio'] / one['ratio']:.2f}", f"{100 * r['tower_share']:.0f} %"]
         rows.append([r["name"], *scores, *cost, *(r["share"][task]["text"] for task in tasks)])
+    return heads, rows
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Print the table of :func:`sweep_rows`."""
+    heads, rows = sweep_rows(results)
     table("Sweep", heads, rows, results["caption"])
 
 

@@ -1,6 +1,7 @@
-"""Print the tables of a demo's ``results.json`` as Markdown, for README and docs.
+"""Print the tables of a ``results.json`` as Markdown, for README and docs: of vst demo, or of a sweep of models.
 
 python tools/results_table.py docs/results/evidence/results.json
+python tools/results_table.py docs/results/llava-sweep/results.json
 """
 
 import argparse
@@ -17,10 +18,15 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Print both tables and the caption."""
+    """Print the tables and the caption."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", help="results.json of a run of vst demo")
+    parser.add_argument("results", help="results.json of a run of vst demo or of eval/lmms.py with rows")
     results = read_json(parser.parse_args().results)["results"]
+    if "one" in results:
+        from llava_integration.sweep import sweep_rows
+
+        print(markdown(*sweep_rows(results)), results["caption"], sep="\n\n")
+        return
     print(markdown(*towers_rows(results)), results["caption"], sep="\n\n")
     if len({f["objective"] for f in results["fits"]}) > 1:
         print("", markdown(*objective_rows(results)), sep="\n")
