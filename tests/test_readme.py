@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_integration.__main__ import COMMANDS
 from llava_integration.assemble import assemble
+from llava_integration.commands import COMMANDS
 from vst import cli
 
 ROOT = Path(__file__).parents[1]
