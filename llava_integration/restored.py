@@ -3,8 +3,9 @@
 Hosts restore weights in two ways. ``load_state_dict``, and the loader of transformers that calls its parts, run hooks:
 the tensors that they bring are noted by name. The loader that saves memory replaces parameters one by one, behind
 every hook, and fills those that the checkpoint lacks with rubbish; so a tower carries a *stamp* along in its state:
-four integers that say which tensors were saved with it and what the stitches' checksum was, in each floating type that
-they can be loaded in. A stamp that fits can only come from a checkpoint that holds the tower.
+integers that say which tensors were saved with it and what the checksums of its stitches, and of samples of all else,
+were in each floating type that they can be loaded in. A stamp that fits can only come from a checkpoint that holds
+the tower.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from vst.stitch import Stitch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-EMPTY = torch.zeros(1 + len(DTYPES), dtype=torch.int64)
+EMPTY = torch.zeros(1 + 2 * len(DTYPES), dtype=torch.int64)
+SAMPLE = 64  # values of a tensor: rubbish, or freshly drawn weights, differ in all of them
 STAMP = "stamp"
 
 
@@ -30,6 +32,12 @@ def stitches_of(tree: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, Stitch)
         for key, tensor in module.state_dict().items()
     }
+
+
+def samples_of(tree: nn.Module) -> dict[str, Tensor]:
+    """A few values of every floating tensor of a tree, by name."""
+    flat = {n: t.detach().flatten() for n, t in tree.state_dict().items() if t.is_floating_point() and t.numel()}
+    return {n: t[:: max(1, t.numel() // SAMPLE)] for n, t in flat.items()}
 
 
 def checksum(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> int:
@@ -54,9 +62,25 @@ def shown(number: int) -> str:
 
 
 def make_stamp(tree: nn.Module, names: int) -> Tensor:
-    """The stamp of a tree that holds its weights: ``[4]``, int64."""
-    stitches = stitches_of(tree)
-    return torch.tensor([names, *(checksum(stitches, dtype) for dtype in DTYPES)], dtype=torch.int64)
+    """The stamp of a tree that holds its weights: ``[7]``, int64: names, stitches by type, samples by type."""
+    parts = (stitches_of(tree), samples_of(tree))
+    return torch.tensor([names, *(checksum(part, dtype) for part in parts for dtype in DTYPES)], dtype=torch.int64)
+
+
+def compare(stamp: list[int], tree: nn.Module) -> str | None:
+    """Which part of a tree is not what was stamped, or None. What no whole tree was stamped for is not compared."""
+    kinds = {t.dtype for t in tree.state_dict().values() if t.is_floating_point()}
+    if len(kinds) != 1 or not kinds <= set(DTYPES):
+        return None
+    (kind,) = kinds
+    at = 1 + DTYPES.index(kind)
+    for part, expected, tensors in (
+        ("stitches", stamp[at], stitches_of(tree)),
+        ("frozen weights", stamp[at + len(DTYPES)], samples_of(tree)),
+    ):
+        if expected and expected != (here := checksum(tensors, kind)):
+            return f"{part} (checksum {shown(here)}, saved with {shown(expected)})"
+    return None
 
 
 def read_stamp(stamp: Tensor) -> list[int] | None:

@@ -19,6 +19,7 @@ from llava_integration import restored
 from llava_integration.host_images import HostImageProcessor
 from llava_integration.host_options import HostConfig, check_options, no_grid, parse_name
 from llava_integration.partitioned import fill_partitioned, is_partitioned
+from llava_integration.renamed import own_names, rename
 from vst.config import VSTConfig
 from vst.fusion import MULTIPLIES_TOKENS
 from vst.saving import read_config
@@ -52,12 +53,12 @@ class VSTVisionTower(nn.Module):
         self._source, split = parse_name(vision_tower)
         self._splits = None if split is None else [split]
         config = read_config(self._source)[1]
-        self.tree_config = config if split is None else config.pruned([split])
+        self.tree_config = config = config if split is None else config.pruned([split])
         check_options(self.tree_config, args)
         self.image_processor = HostImageProcessor(self.tree_config)
         probe = nn.Linear(1, 1).weight  # built as the host has its modules built at this moment
         waits = delay_load or probe.is_meta or hasattr(probe, "ds_id")
-        self.vision_tower = _skeleton(self.tree_config) if waits else VSTEncoder.skeleton(self.tree_config)
+        self.vision_tower = rename(_skeleton(config) if waits else VSTEncoder.skeleton(config))
         self.vision_tower.requires_grad_(False)
         self.register_buffer("stamp", restored.EMPTY.clone())
         self._names, self._loaded, self._stale = restored.names_sum(self.vision_tower), False, False
@@ -100,8 +101,20 @@ class VSTVisionTower(nn.Module):
         where = f"{len(kept)} tensors of the checkpoint's kept, the others " if kept else ""
         self._finish(f"{where}read from {self._source}")
 
+    def to_tree(self) -> VSTEncoder:
+        """The tree with the weights as they are now, to be saved as a tree of its own."""
+        state = self.vision_tower.state_dict()
+        tree = VSTEncoder.skeleton(self.vision_tower.config)
+        tree.load_state_dict(
+            {own: state[name].clone() for own, name in own_names(self.vision_tower).items()}, assign=True
+        )
+        for module in tree.modules():
+            if isinstance(module, VFM):
+                module.materialise()
+        return tree.to(self.device).freeze()
+
     def _read(self) -> VSTEncoder:
-        return VSTEncoder.from_pretrained(self._source, splits=self._splits)
+        return rename(VSTEncoder.from_pretrained(self._source, splits=self._splits))
 
     def _replace(self, kept: set[str], device_map: Any) -> None:
         """Put the tree that was saved in the skeleton's place: what a host did to unfilled modules goes with them."""
@@ -140,17 +153,11 @@ class VSTVisionTower(nn.Module):
             )
         if stamp is None:
             return set(state) <= self._recorder.names
-        stitches = restored.stitches_of(tree)
-        kinds = {t.dtype for t in stitches.values()}
-        if len(kinds) == 1 and kinds <= set(restored.DTYPES) and not self._stale:
-            (kind,) = kinds
-            expected, here = stamp[1 + restored.DTYPES.index(kind)], restored.checksum(stitches, kind)
-            if expected and expected != here:
-                raise ValueError(
-                    f"The stitches of {self.vision_tower_name} have checksum {restored.shown(here)} after the reload "
-                    f"and had {restored.shown(expected)} when they were saved: something changed them on the way; load "
-                    "the checkpoint again, and read is_loaded before the tower is cast."
-                )
+        if not self._stale and (part := restored.compare(stamp, tree)) is not None:
+            raise ValueError(
+                f"After the reload {self.vision_tower_name} has other {part}: something was dropped or changed on the "
+                "way; load the checkpoint with LLaVA's own load_pretrained_model, and read is_loaded before a cast."
+            )
         return True
 
     def _finish(self, how: str) -> None:
@@ -192,7 +199,7 @@ class VSTVisionTower(nn.Module):
 
     def _tokens(self, images: Tensor) -> Tensor:
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision_tower.parameters())
-        with torch.set_grad_enabled(trained):
+        with torch.set_grad_enabled(trained), torch.autocast(self.device.type, enabled=False):
             return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
 
     def feature_select(self, tokens: Tensor) -> Tensor:
