@@ -37,11 +37,11 @@ def parse_name(name: str) -> tuple[str, int | None]:
     Raises:
         ValueError: no path.
     """
-    found = re.fullmatch(r"(?:vst:)?(.+?)(?:@(\d+))?", name) if name.startswith(PREFIX) else None
-    if found is None:
-        if not name or name == PREFIX:
-            raise ValueError(f"The vision tower is {name!r}; expected vst:PATH or vst:PATH@SPLIT of a saved tree.")
+    if not name.startswith(PREFIX):
         return name, None
+    found = re.fullmatch(r"(.+?)(?:@(\d+))?", name.removeprefix(PREFIX))
+    if found is None:
+        raise ValueError(f"The vision tower is {name!r}; expected vst:PATH or vst:PATH@SPLIT of a saved tree.")
     return found[1], int(found[2]) if found[2] else None
 
 

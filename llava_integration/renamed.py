@@ -23,7 +23,7 @@ def rename(model: M) -> M:
         for name in names:
             module._parameters[_other(name)] = module._parameters.pop(name)
         if names:
-            module.__class__ = _finding(type(module), names)
+            module.__class__ = _finding(type(module), names)  # type: ignore[arg-type]
     return model
 
 
@@ -47,7 +47,7 @@ def _other(name: str) -> str:
     return name
 
 
-@cache  # type: ignore[arg-type]
+@cache
 def _finding(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """The same class, whose forward finds renamed parameters where it expects them."""
     members: dict[str, object] = {name: property(attrgetter(_other(name))) for name in names}

@@ -51,7 +51,7 @@ class Kit:
     def tower(self):
         return f"vst:{self.tree}"
 
-    def words(self, out, version="v1", steps=24, **options):
+    def words(self, out, version="v1", steps=18, **options):
         """A command line of ``llava.train.train``."""
         values = {
             "model_name_or_path": self.llm, "version": version, "vision_tower": self.tower, "output_dir": out,
@@ -128,7 +128,7 @@ def hooked():
 @pytest.fixture(scope="session")
 def stage1(kit, hooked, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "llava-stage1"
-    kit.losses1 = kit.train(out, "plain", tune_mm_mlp_adapter=True, learning_rate=3e-2)
+    kit.losses1 = kit.train(out, "plain", tune_mm_mlp_adapter=True, learning_rate=3e-2, steps=12)
     return out
 
 
