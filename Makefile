@@ -16,7 +16,7 @@ test: setup lint ## style, types and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-hosts: $(HOSTS)/.ready ## the tree as vision tower of the original LLaVA, unmodified, in an environment of its own
-	OMP_NUM_THREADS=1 $(HOSTS)/bin/python -m pytest tests/contract
+	OMP_NUM_THREADS=1 TORCH_EXTENSIONS_DIR=$(CURDIR)/$(HOSTS)/extensions $(HOSTS)/bin/python -m pytest tests/contract
 
 lint: setup
 	$(BIN)/ruff check .
