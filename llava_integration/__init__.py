@@ -1,23 +1,28 @@
-"""The stitch tree in the hosts that people run: ``import llava_integration`` makes transformers know it.
+"""The stitch tree in the hosts that people run.
 
-After the import, ``AutoConfig``, ``AutoModel``, ``AutoModelForImageTextToText``, ``AutoImageProcessor`` and
-``AutoProcessor`` read saved trees and the language models built on them.
+With transformers 5, ``import llava_integration`` makes ``AutoConfig``, ``AutoModel``, ``AutoModelForImageTextToText``,
+``AutoImageProcessor`` and ``AutoProcessor`` read saved trees and the language models built on them. With any
+transformers from 4.37 on, ``llava_integration.install()`` gives the original LLaVA and its forks the tree as
+``--vision_tower``.
 """
 
 from __future__ import annotations
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    LlavaProcessor,
-)
+from typing import TYPE_CHECKING, Any
 
-from llava_integration.hf import VSTVisionConfig, VSTVisionModel
-from llava_integration.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
-from llava_integration.processing import VSTImageProcessor, image_tokens, make_processor
+from llava_integration.hosts import install, uninstall
+from llava_integration.versions import auto_classes_served, check_auto_classes
+
+if TYPE_CHECKING:
+    from llava_integration.auto import (
+        VSTImageProcessor,
+        VSTLlavaConfig,
+        VSTLlavaForConditionalGeneration,
+        VSTVisionConfig,
+        VSTVisionModel,
+        image_tokens,
+        make_processor,
+    )
 
 __all__ = [
     "VSTImageProcessor",
@@ -26,12 +31,23 @@ __all__ = [
     "VSTVisionConfig",
     "VSTVisionModel",
     "image_tokens",
+    "install",
     "make_processor",
+    "uninstall",
 ]
 
-AutoConfig.register(VSTVisionConfig.model_type, VSTVisionConfig, exist_ok=True)
-AutoModel.register(VSTVisionConfig, VSTVisionModel, exist_ok=True)
-AutoImageProcessor.register(VSTVisionConfig, image_processor_classes={"pil": VSTImageProcessor}, exist_ok=True)
-AutoConfig.register(VSTLlavaConfig.model_type, VSTLlavaConfig, exist_ok=True)
-AutoModelForImageTextToText.register(VSTLlavaConfig, VSTLlavaForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(VSTLlavaConfig, LlavaProcessor, exist_ok=True)
+if auto_classes_served():
+    import llava_integration.auto  # noqa: F401 (registers)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_auto_classes()
+    from llava_integration import auto
+
+    return getattr(auto, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,55 +1,34 @@
-"""``python -m llava_integration``: train a language model on a tree, ask it, evaluate it, sweep, run the demo."""
+"""``python -m llava_integration COMMAND ...``, or a host's module (llava.train.train) with the tree hooked in."""
 
 from __future__ import annotations
 
-from llava_integration.answers import Question, ask
-from llava_integration.demo.job import LlavaDemoConfig, run_demo
-from llava_integration.lmms.commands import evaluate, tasks
-from llava_integration.sweep import sweep
-from llava_integration.training import train
-from vst.cli import main
+import sys
 
 
-def demo(
-    out: str = "runs/llava-demo",
-    demo: LlavaDemoConfig = LlavaDemoConfig(),  # noqa: B008 (frozen)
-    overwrite: bool = False,
-) -> None:
-    """The whole job offline: a small language model learns to talk about pictures that it sees through a stitch tree.
+def main(words: list[str]) -> None:
+    """Run a command or, where the first word has a dot, a host's module (``llava.train.train ...``)."""
+    if len(words) > 1 and words[0].startswith("--local_rank"):  # DeepSpeed's launcher puts it before everything
+        words = [words[1], words[0], *words[2:]]
+    first = words[0] if words else ""
+    if "." in first and not first.startswith("-"):
+        from llava_integration.hosts import run_module
 
-    Args:
-        out: run folder, where the model is left; a second call finds what is there.
-        demo: what to run.
-        overwrite: start again; a run that is there is gone on with otherwise.
-    """
-    run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
+        return run_module(first, words[1:])
+    if first == "doctor":  # has to work where the other commands cannot be imported
+        from llava_integration.doctor import main as doctor
 
+        return doctor(words[1:])
+    from llava_integration.versions import check_auto_classes
 
-def answer(model: str, image: str, question: str, split: int | None = None, max_new_tokens: int = 64) -> None:
-    """Answer a question about a picture.
+    try:
+        check_auto_classes()
+    except ImportError as error:
+        sys.exit(f"ImportError: {error}")
+    from llava_integration.commands import COMMANDS
+    from vst.cli import main as run
 
-    Examples:
-        python -m llava_integration answer --model runs/llava-demo --image picture.png --question "What is at the left?"
+    return run(words, functions=COMMANDS, prog="python -m llava_integration", description=str(__doc__))
 
-    Args:
-        model: folder of a trained model.
-        image: a picture's file.
-        question: in words.
-        split: trunk depth to see it at; default: the model's own.
-        max_new_tokens: longest answer.
-    """
-    from pathlib import Path
-
-    from llava_integration.assemble import load
-
-    whole, processor = load(model)
-    if split is not None:
-        whole.model.vision_tower.split = split
-    asked = [Question(Path(image), question, "", "")]
-    print(ask(whole, processor, asked, max_new_tokens=max_new_tokens, show=False)[0])
-
-
-COMMANDS = (train, answer, evaluate, tasks, sweep, demo)
 
 if __name__ == "__main__":
-    main(functions=COMMANDS, prog="python -m llava_integration", description=str(__doc__))
+    main(sys.argv[1:])

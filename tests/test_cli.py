@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import llava_integration.__main__ as llava
+import llava_integration.commands as llava
 from vst import cli
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("lmms_eval")
 
-from llava_integration.__main__ import COMMANDS
 from llava_integration.assemble import load
+from llava_integration.commands import COMMANDS
 from llava_integration.gain import share_of_gain
 from llava_integration.sweep import RowConfig, sweep
 from llava_integration.timing import first_token

@@ -15,7 +15,7 @@ from datasets import load_from_disk
 from lmms_kit import EASY_VQA, Answering, folder, questions, roots  # noqa: F401 (fixtures)
 from PIL import Image
 
-import llava_integration.__main__ as commands
+import llava_integration.commands as commands
 from llava_integration.assemble import load
 from llava_integration.config import TuneConfig
 from llava_integration.data import DataConfig

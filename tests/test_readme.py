@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_integration.__main__ import COMMANDS
 from llava_integration.assemble import assemble
+from llava_integration.commands import COMMANDS
 from vst import cli
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +61,8 @@ def test_command_lines_parse(line, monkeypatch):
         assert cli.parse(["train", *words[words.index("train/mllm.py") + 1 :]], functions=COMMANDS)
     elif "eval/lmms.py" in words:
         assert cli.parse(["evaluate", *words[words.index("eval/lmms.py") + 1 :]], functions=COMMANDS)
+    elif "llava_integration" in words and "." in words[words.index("llava_integration") + 1]:
+        assert words[words.index("llava_integration") + 1].startswith("llava.train.")  # a host's module: its options
     elif words[:3] == ["python", "-m", "llava_integration"]:
         assert cli.parse(words[3:], functions=COMMANDS)
     else:
