@@ -1,4 +1,4 @@
-"""The command line: ``vst fit``, ``vst latency``, ``vst inspect``, ``vst recommend``, ``vst demo``."""
+"""The command line: ``vst fit``, ``latency``, ``inspect``, ``recommend``, ``protocol`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vst.config import VSTConfig
 from vst.demo.job import DemoConfig, run_demo
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
+from vst.protocol.command import protocol
 from vst.tree import VSTEncoder
 
 
@@ -221,7 +222,7 @@ def _device(name: str) -> str:
     return name
 
 
-COMMANDS = (fit, inspect, latency, recommend, demo)
+COMMANDS = (fit, inspect, latency, recommend, protocol, demo)
 
 
 def command(function: Callable[..., Any], args: list[str] | None = None) -> None:
