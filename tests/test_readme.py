@@ -61,6 +61,8 @@ def test_command_lines_parse(line, monkeypatch):
         assert cli.parse(["train", *words[words.index("train/mllm.py") + 1 :]], functions=COMMANDS)
     elif "eval/lmms.py" in words:
         assert cli.parse(["evaluate", *words[words.index("eval/lmms.py") + 1 :]], functions=COMMANDS)
+    elif "eval/sweep.py" in words:
+        assert cli.parse(["protocol", *words[words.index("eval/sweep.py") + 1 :]])
     elif words[:3] == ["python", "-m", "llava_integration"]:
         assert cli.parse(words[3:], functions=COMMANDS)
     else:
