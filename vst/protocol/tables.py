@@ -48,11 +48,11 @@ MEASURES: dict[str, tuple[Callable[[Row], float], int, float, str]] = {
 }
 
 
-def spread(values: Sequence[float], digits: int = 1, factor: float = 1) -> str:
-    """Mean, and standard deviation where there are two or more; a dash for none."""
-    if not values:
+def spread(values: Sequence[float | None], digits: int = 1, factor: float = 1) -> str:
+    """Mean, and standard deviation where there are two or more; a dash for none (None: not a number in a row)."""
+    scaled = [factor * v for v in values if v is not None]
+    if not scaled:
         return "-"
-    scaled = [factor * v for v in values]
     deviation = f" +- {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else ""
     return f"{statistics.mean(scaled):.{digits}f}{deviation}"
 
