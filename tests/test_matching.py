@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from vst import VSTEncoder, evaluate_stitches, load_vfm
 from vst.heldout import TRUNK_PIXELS, transforms
 from vst.matching import Calibrations, Matcher, Teacher
-from vst.similarity import AgreementSums, FrechetSums
+from vst.similarity import AgreementSums, CKASums, FrechetSums
 
 
 def batch_of(tree, pictures):
@@ -165,3 +165,19 @@ def test_nothing_to_compare_is_an_error():
         AgreementSums().result()
     with pytest.raises(ValueError, match="must pair up"):
         AgreementSums().update(torch.zeros(2, 3), torch.zeros(3, 3))
+
+
+def test_linear_cka_written_out():
+    torch.manual_seed(0)
+    x, y = torch.randn(7, 9, 5) * 3 + 4, torch.randn(7, 9, 8)
+    sums = CKASums()
+    for at in (0, 3):
+        sums.update(x[at : at + 3 + (at > 0)], y[at : at + 3 + (at > 0)])
+    a, b = (t.flatten(0, 1).double() for t in (x, y))
+    gram_a, gram_b = ((t - t.mean(0)) @ (t - t.mean(0)).T for t in (a, b))
+    assert sums.result() == pytest.approx(float((gram_a * gram_b).sum() / gram_a.norm() / gram_b.norm()), rel=1e-5)
+    turned = CKASums()
+    turned.update(x, 2 * x @ torch.linalg.qr(torch.randn(5, 5)).Q + 1)
+    assert turned.result() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="must pair up"):
+        CKASums().update(x, y[:3])

@@ -63,6 +63,8 @@ def test_command_lines_parse(line, monkeypatch):
         assert cli.parse(["evaluate", *words[words.index("eval/lmms.py") + 1 :]], functions=COMMANDS)
     elif "llava_integration" in words and "." in words[words.index("llava_integration") + 1]:
         assert words[words.index("llava_integration") + 1].startswith("llava.train.")  # a host's module: its options
+    elif "eval/sweep.py" in words:
+        assert cli.parse(["protocol", *words[words.index("eval/sweep.py") + 1 :]])
     elif words[:3] == ["python", "-m", "llava_integration"]:
         assert cli.parse(words[3:], functions=COMMANDS)
     else:

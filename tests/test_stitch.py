@@ -1,5 +1,6 @@
 """Stitches against closed forms, naive code and peft."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -80,6 +81,41 @@ def test_ridge_start_is_the_least_squares_map(family, widths):
     assert (off < 2e-3).float().mean() > (0.99 if family == "mlp" else 0.9999)
     residual = ((best.flatten(0, 1) - wanted) ** 2).sum(0) / ((wanted - wanted.mean(0)) ** 2).sum(0)
     assert explained == pytest.approx(1 - float(residual.mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize("widths", [(12, 20), (20, 12), (16, 16)])
+def test_the_procrustes_start_is_the_textbook_one(widths):
+    """Against numpy: centre, one scale a side, SVD of the cross-covariance, least squares scale."""
+    source, target = spec(widths[0]), spec(widths[1])
+    x, y = tokens(source, 40), tokens(target, 40, seed=1)
+    y[:, 1:] += x[:, 1:] @ torch.randn(widths, generator=torch.Generator().manual_seed(2))
+    calibration = Calibration()
+    for i in range(0, 40, 7):
+        calibration.update(source, target, x[i : i + 7], y[i : i + 7])
+    stitch = StitchSpec("linear").build(source, target, 2)
+    explained = stitch.start(calibration, orthogonal=True)
+    a, b = x[:, 1:].flatten(0, 1).double().numpy(), y[:, 1:].flatten(0, 1).double().numpy()
+    a0, b0 = a - a.mean(0), b - b.mean(0)
+    u, _, v = np.linalg.svd(b0.T @ a0, full_matrices=False)
+    turned = a0 @ (u @ v).T
+    scale = (turned * b0).sum() / (turned**2).sum()
+    given = stitch(x, None)[:, 1:].flatten(0, 1).detach().double().numpy()
+    np.testing.assert_allclose(given, scale * turned + b.mean(0), atol=2e-3 * np.abs(b).max())
+    assert explained == pytest.approx(1 - ((scale * turned - b0) ** 2).sum() / (b0**2).sum(), abs=1e-4)
+    inner = stitch.patches.inner.weight.detach()
+    product = inner.T @ inner if widths[0] <= widths[1] else inner @ inner.T
+    torch.testing.assert_close(product / product[0, 0], torch.eye(len(product)), atol=1e-4, rtol=0)
+
+
+def test_the_procrustes_start_finds_a_rotation():
+    model = spec(16)
+    x = tokens(model, 40)
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(3))).Q
+    calibration = Calibration()
+    calibration.update(model, model, x, x @ turn)
+    stitch = StitchSpec("mlp_skip").build(model, model, 2)
+    assert stitch.start(calibration, orthogonal=True) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(stitch(x, None)[:, 1:], (x @ turn)[:, 1:], atol=1e-3, rtol=1e-3)
 
 
 def test_the_mlp_starts_open_on_tokens_whose_range_depends_on_their_place():

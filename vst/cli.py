@@ -1,4 +1,4 @@
-"""The command line: ``vst fit``, ``latency``, ``throughput``, ``inspect``, ``recommend`` and ``demo``."""
+"""The command line: ``vst fit``, ``latency``, ``throughput``, ``inspect``, ``recommend``, ``protocol``, ``demo``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vst.config import VSTConfig
 from vst.demo.job import DemoConfig, run_demo
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
+from vst.protocol.command import protocol
 from vst.tree import VSTEncoder
 
 
@@ -203,7 +204,7 @@ def throughput(
     from vst.throughput import measure_fit
 
     model, where = _tree(path, tree), _device(device)
-    bf16 = uses_bf16(FitConfig(precision=precision), torch.device(where))
+    bf16 = uses_bf16(precision, torch.device(where))
     options = {"batch_size": batch_size, "repeats": repeats, "device": where, "bf16": bf16}
     options["checkpointing"] = checkpointing
     run = None
@@ -273,7 +274,7 @@ def _device(name: str) -> str:
     return name
 
 
-COMMANDS = (fit, inspect, latency, throughput, recommend, demo)
+COMMANDS = (fit, inspect, latency, throughput, recommend, protocol, demo)
 
 
 def command(function: Callable[..., Any], args: list[str] | None = None) -> None:

@@ -98,7 +98,7 @@ class _Fit:
         self.device = self.accelerator.device
         if any(p.dtype != torch.float32 for s in tree.stitches().values() for p in s.parameters()):
             raise ValueError("The tree's stitches are not fp32; load it with dtype=torch.float32 to fit them.")
-        self.bf16 = uses_bf16(config, self.device)
+        self.bf16 = uses_bf16(config.precision, self.device)
         self.data = ImageSet(images, transforms(tree), limit=config.limit)
         self.heldout_data = self.data if heldout_images is None else ImageSet(heldout_images, transforms(tree))
         self.train, self.heldout = self._divide(heldout_images is None)
@@ -225,7 +225,7 @@ class _Fit:
                 bar.skip(first)
                 for step, (pixels, kept, skipped) in enumerate(loader, start=first):
                     self.skipped.update({s.name: s.reason for s in skipped})
-                    rate = config.lr * _schedule(step, len(plan), config.warmup)
+                    rate = config.lr * schedule(step, len(plan), config.warmup)
                     for group in optimizer.param_groups:
                         group["lr"] = rate
                     rows = [shares[step - first][i] for i in kept]
@@ -408,7 +408,7 @@ class _Window:
         return {"mean": sum(means.values()) / len(means), **means}
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
+def schedule(step: int, steps: int, warmup: float) -> float:
     """Linear warm-up over a share of the steps, then a cosine to zero."""
     ramp = max(1, round(warmup * steps))
     if step < ramp:

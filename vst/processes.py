@@ -60,11 +60,11 @@ def _without_auto(facts: dict[str, Any]) -> dict[str, Any]:
     return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in facts.items() if v != "auto"}
 
 
-def uses_bf16(config: FitConfig, device: torch.device) -> bool:
+def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether frozen models and stitches run under bf16 autocast (parameters stay fp32)."""
-    if config.precision == "auto":
+    if precision == "auto":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return config.precision == "bf16"
+    return precision == "bf16"
 
 
 def check_engine(config: FitConfig, model: Any) -> None:

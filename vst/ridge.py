@@ -1,4 +1,4 @@
-"""Ridge regression from streamed sums: memory does not grow with the number of tokens."""
+"""Closed-form maps from streamed sums (ridge, orthogonal Procrustes): memory does not grow with the tokens."""
 
 from __future__ import annotations
 
@@ -68,6 +68,41 @@ class RidgeSums:
     def y_std(self) -> Tensor:
         """Standard deviation of y by channel ``[Dy]``, fp32."""
         return _std(self._sums["yy"] / self.rows - (self._sums["y"] / self.rows) ** 2).float()
+
+    def solve_orthogonal(self) -> RidgeFit:
+        """Orthogonal Procrustes with a scale: ``y - mean(y) = s Q (x - mean(x))``, Q orthogonal, of least squares.
+
+        ``Q = U V'`` where ``U S V'`` is the SVD of the cross-covariance ``[Dy, Dx]``, and ``s = tr(S) / tr(cov(Q x))``
+        (Schoenemann 1966; Schoenemann and Carroll 1970). Where widths differ the SVD is the thin one and Q is
+        semi-orthogonal: into a wider space ``Q'Q = I`` (all of x is kept, turned into a subspace of y's), into a
+        narrower one ``QQ' = I`` (the directions of x that y knows are kept). Spaces are centred and divided by one
+        number, the root mean variance of their channels, as a scale by channel would not commute with Q.
+
+        Raises:
+            ValueError: fewer than two rows were seen.
+        """
+        if self.rows < 2 or self._shift is None:
+            raise ValueError(f"A Procrustes fit needs at least 2 rows, {self.rows} were given: pass more pictures.")
+        n, s = self.rows, self._sums
+        x_mean, y_mean = s["x"] / n, s["y"] / n
+        xx = s["xx"].diagonal() / n - x_mean**2
+        x_std, y_std = (_std(v.clamp_min(0).mean().expand_as(v)) for v in (xx, s["yy"] / n - y_mean**2))
+        cross = ((s["xy"] / n - torch.outer(x_mean, y_mean)) / torch.outer(x_std, y_std)).T
+        u, singular, v = torch.linalg.svd(cross, full_matrices=False)
+        turned = v.T @ v  # x that Q keeps: all of it unless y is narrower
+        gram = (s["xx"] / n - torch.outer(x_mean, x_mean)) / torch.outer(x_std, x_std)
+        scale = singular.sum() / (turned * gram).sum()
+        explained = scale * singular.sum() / len(y_std)  # of least squares: s tr(S) over the variance of y, its width
+        sample = torch.cat(self._sample).double()
+        return RidgeFit(
+            weight=(scale * (u @ v)).float(),
+            x_mean=(x_mean + self._shift[0]).float(),
+            x_std=x_std.float(),
+            y_mean=(y_mean + self._shift[1]).float(),
+            y_std=y_std.float(),
+            sample=((sample - x_mean) / x_std).float(),
+            explained=float(explained),
+        )
 
     def solve(self, penalty: float) -> RidgeFit:
         """Minimise ``mean |W x - y|^2 + penalty * |W|^2`` over standardised x and y.

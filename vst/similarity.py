@@ -112,3 +112,37 @@ class FrechetSums:
 def _sqrt(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+class CKASums:
+    """Streams linear CKA between two sets of tokens of the same pictures, whatever their widths.
+
+    ``|Y'X|^2 / (|X'X| |Y'Y|)`` over centred tokens, Frobenius norms (Kornblith et al. 2019, eq. 3): 1 for sets that are
+    equal up to rotation and scale, near 0 for unrelated ones.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._shift: tuple[Tensor, Tensor] | None = None
+        self.tokens = 0
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add tokens ``[..., Dx]`` and ``[..., Dy]`` that pair up."""
+        if x.shape[:-1] != y.shape[:-1]:
+            raise ValueError(f"Tokens must pair up: got {list(x.shape)} and {list(y.shape)}.")
+        x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()
+        if self._shift is None:
+            self._shift = (x.mean(0), y.mean(0))
+        x, y = x - self._shift[0], y - self._shift[1]
+        parts = {"x": x.sum(0), "y": y.sum(0), "xx": x.T @ x, "yy": y.T @ y, "yx": y.T @ x}
+        for name, part in parts.items():
+            self._sums[name] = self._sums[name] + part.double() if name in self._sums else part.double()
+        self.tokens += len(x)
+
+    def result(self) -> float:
+        """CKA so far, in 0..1; nan for fewer than two tokens."""
+        if self.tokens < 2:
+            return float("nan")
+        s, n = self._sums, self.tokens
+        yx, xx, yy = (s[a + b] - torch.outer(s[a], s[b]) / n for a, b in (("y", "x"), ("x", "x"), ("y", "y")))
+        return float(yx.square().sum() / (xx.norm() * yy.norm()).clamp_min(1e-30))

@@ -167,13 +167,16 @@ class Stitch(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def start(self, calibration: Calibration, *, ridge: bool = True, penalty: float = 1e-3) -> float | None:
+    def start(
+        self, calibration: Calibration, *, ridge: bool = True, penalty: float = 1e-3, orthogonal: bool = False
+    ) -> float | None:
         """Statistics, learned tokens and (unless ``ridge`` is False) the closed-form map, from streamed sums.
 
         Args:
             calibration: of this split.
             ridge: False keeps the random map, between the right statistics.
             penalty: of the ridge fit of patches; the class token's, with far fewer rows, is a hundred times larger.
+            orthogonal: use the orthogonal Procrustes map (:meth:`vst.ridge.RidgeSums.solve_orthogonal`) for ridge's.
 
         Returns:
             Share of the target's per-channel variance explained at the seam, None where the family has no such fit.
@@ -206,11 +209,16 @@ class _Mapped(Stitch):
         return cls, self.patches(x[:, self.source.prefix :])
 
     @torch.no_grad()
-    def start(self, calibration: Calibration, *, ridge: bool = True, penalty: float = 1e-3) -> float | None:
+    def start(
+        self, calibration: Calibration, *, ridge: bool = True, penalty: float = 1e-3, orthogonal: bool = False
+    ) -> float | None:
         super().start(calibration)
-        fit = calibration.patches.solve(penalty)
+        sums = calibration.patches
+        fit = sums.solve_orthogonal() if orthogonal else sums.solve(penalty)
         self.patches.set_statistics(fit)
-        cls_fit = calibration.cls.solve(100 * penalty) if self.cls is not None else None
+        cls_fit = None
+        if self.cls is not None:
+            cls_fit = calibration.cls.solve_orthogonal() if orthogonal else calibration.cls.solve(100 * penalty)
         if self.cls is not None and cls_fit is not None:
             self.cls.set_statistics(cls_fit)
         if not ridge:

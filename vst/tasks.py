@@ -1,11 +1,19 @@
-"""Tasks that tell what features are good for. So far: classification by a linear probe on pooled patch tokens."""
+"""Tasks that tell what features are good for: classification of pooled patch tokens, segmentation of patch tokens."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORED = -1
+"""Label of a mask's pixels that count neither in the loss nor in the score."""
+KINDS = ("classification", "segmentation")
 
 
 @dataclass(frozen=True)
@@ -53,3 +61,86 @@ def linear_probe(
     kinds, counts = np.unique(np.asarray(train_labels), return_counts=True)
     majority = float(np.mean(np.asarray(test_labels) == kinds[counts.argmax()]))
     return ProbeResult(float(model.score(test, np.asarray(test_labels))), majority, len(train), len(test))
+
+
+class LinearHead(nn.Module):
+    """A linear head on a model's patch tokens, between statistics of the model's own features.
+
+    Classification: the mean over patches, then ``W z + b``. Segmentation: ``W z + b`` for every patch, resampled
+    bilinearly to the mask's size. Features are standardised by channel first (a buffer; the target model's own
+    statistics), so that one learning rate suits every model. It starts at zero: every class alike.
+
+    Args:
+        kind: one of ``KINDS``.
+        width: D of the features.
+        classes: how many.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, kind: str, width: int, classes: int) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"The head's kind is {kind!r}; expected one of {', '.join(KINDS)}.")
+        self.kind = kind
+        self.linear = nn.Linear(width, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def pool(self, patches: Tensor) -> Tensor:
+        """What the head reads of patch tokens ``[B, N, D]``: ``[B, 1, D]`` pooled, or every token."""
+        return patches.mean(1, keepdim=True) if self.kind == "classification" else patches
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of :meth:`pool`'s output, or ``[B, classes, grid, grid]``."""
+        z = self.linear((pooled.float() - self.mean) / self.std)
+        if self.kind == "classification":
+            return z[:, 0]
+        grid = math.isqrt(z.shape[1])
+        return z.transpose(1, 2).unflatten(2, (grid, grid))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy with labels ``[B]`` or masks ``[B, side, side]`` (``IGNORED`` pixels left out)."""
+        return F.cross_entropy(self.resized(logits, labels), labels, ignore_index=IGNORED)
+
+    def resized(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits at the size of the labels."""
+        if self.kind == "classification":
+            return logits
+        return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class Confusion:
+    """Streams a confusion matrix over predictions and labels of any shape; ``IGNORED`` labels are left out.
+
+    Args:
+        classes: how many.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.counts = torch.zeros(classes, classes, dtype=torch.long)
+
+    def update(self, given: Tensor, wanted: Tensor) -> None:
+        """Add predictions and labels (long) of the same shape."""
+        given, wanted = given.flatten().cpu(), wanted.flatten().cpu()
+        kept = wanted != IGNORED
+        size = len(self.counts)
+        pairs = torch.bincount(wanted[kept] * size + given[kept], minlength=size * size)
+        self.counts += pairs.reshape(size, size)
+
+    def accuracy(self) -> float:
+        """Share of right ones."""
+        return float(self.counts.diagonal().sum() / self.counts.sum().clamp_min(1))
+
+    def mean_iou(self) -> float:
+        """Intersection over union, averaged over the classes that occur in labels or predictions."""
+        hits = self.counts.diagonal()
+        union = self.counts.sum(0) + self.counts.sum(1) - hits
+        return float((hits[union > 0] / union[union > 0]).mean())
+
+    def score(self, kind: str) -> float:
+        """The task's score in 0..1: accuracy of classification, mean IoU of segmentation."""
+        return self.accuracy() if kind == "classification" else self.mean_iou()

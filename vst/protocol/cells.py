@@ -1,0 +1,98 @@
+"""Which rows a grid has, in which order, and how each is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vst.config import relative_enter
+from vst.protocol.chains import CLOSED, Chain, name_of, parse_chain
+from vst.protocol.config import ProtocolConfig
+from vst.spec import VFMSpec
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One stitched model on one task: a row of the results.
+
+    Attributes:
+        task, source, target, family: names.
+        depth: of the source that the tree is split at. enter: of the target.
+        chain: stages.
+        seed: of everything random.
+    """
+
+    task: str
+    source: str
+    target: str
+    family: str
+    depth: int
+    enter: int
+    chain: Chain
+    seed: int
+
+    @property
+    def direction(self) -> str:
+        """As in keys: ``A-into-B``."""
+        return f"{self.source}-into-{self.target}"
+
+    @property
+    def place(self) -> str:
+        """Everything but task, chain and seed; what a random start depends on, with the seed."""
+        return f"{self.direction},{self.family},depth{self.depth:02d}"
+
+    @property
+    def key(self) -> str:
+        """Of the row: names a file."""
+        return f"{self.task},{self.place},{name_of(self.chain)},seed{self.seed}"
+
+    def before(self) -> Cell:
+        """The same without its last stage."""
+        return replace(self, chain=self.chain[:-1])
+
+
+def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
+    """All rows: seed by seed, task by task, then objective by objective as they are listed.
+
+    ``lora`` has no closed form and needs equal widths: its rows exist for trained starts and such directions only.
+
+    Raises:
+        ValueError: a depth that a model does not have, or a grid without any row.
+    """
+    out = []
+    for direction in config.directions:
+        source, target = config.ends(direction)
+        for depth in config.depths:
+            if depth >= specs[source].depth:
+                raise ValueError(
+                    f"Depth {depth} of {source} was asked for; it has {specs[source].depth} blocks: use 1 to "
+                    f"{specs[source].depth - 1}, so that something is left for the target."
+                )
+    for seed in config.seeds:
+        for task in config.tasks:
+            for chain in map(parse_chain, config.objectives):
+                for direction in config.directions:
+                    source, target = config.ends(direction)
+                    a, b = specs[source], specs[target]
+                    for family in config.families:
+                        if family == "lora" and (a.width != b.width or chain[0] in CLOSED):
+                            continue
+                        for depth in config.depths:
+                            enter = relative_enter(depth, a, b, b.depth)
+                            out.append(Cell(task, source, target, family, depth, enter, chain, seed))
+    if not out:
+        raise ValueError(
+            "The grid has no row: lora needs directions of equal width and objectives without a closed form; add "
+            "another family."
+        )
+    return out
+
+
+def work(cell: Cell, specs: Mapping[str, VFMSpec], config: ProtocolConfig, pictures: int) -> float:
+    """Rough work of a row's last stage and its measures, in blocks of the target, for telling the time left."""
+    blocks, train = specs[cell.target].depth - cell.enter, config.train
+    tail = blocks * specs[cell.target].block_weights
+    trial = 2 * len(train.rates) * train.trial_steps * train.batch_size * (len(train.rates) > 1)
+    passes = {"lfm": 0, "ffm": 2 * train.ffm_epochs * pictures + trial, "tlt": 2 * train.tlt_epochs * pictures + trial}
+    probe = pictures if cell.chain[-1] != "tlt" else 0
+    return tail * (passes.get(cell.chain[-1], 0) + probe + pictures / 2) + tail / blocks * pictures

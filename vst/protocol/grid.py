@@ -1,0 +1,273 @@
+"""Run the grid: row by row, each saved as it is finished, going on where it was stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vst.cost import model_cost
+from vst.processes import uses_bf16
+from vst.protocol import offline, sources
+from vst.protocol.bench import Bench
+from vst.protocol.cells import Cell, cells, work
+from vst.protocol.chains import name_of
+from vst.protocol.config import ProtocolConfig
+from vst.protocol.features import Counts, FeatureStore, Models
+from vst.protocol.measures import cka_map, majority, measure, measure_model, rescues
+from vst.protocol.report import write_report
+from vst.protocol.tasks import TASKS, Task, draw, make_task
+from vst.runs import Run, atomic_path, read_json, write_json
+from vst.stitch import StitchSpec
+
+assert offline.EmojiTask.source in TASKS  # importing the modules is what registers their tasks
+assert sources.Folder.source in TASKS
+
+
+def run_protocol(
+    folder: str | Path, config: ProtocolConfig, *, overwrite: bool = False, show: bool = True
+) -> dict[str, Any]:
+    """Run what is missing of the grid, then write results.json, tables, pictures and the page; returns the results.
+
+    The axes of the grid may have grown since the last call; what the rows share may not have changed.
+
+    Args:
+        folder: of the run.
+        config: see :class:`ProtocolConfig`.
+        overwrite: start again; features in the cache are kept.
+        show: progress, with time left.
+
+    Raises:
+        ValueError: bad data or options, or a folder with a run of other settings.
+        LossNotFinite: a row's loss; the rows before it are kept.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = Models(config.models, config.grid, device)
+    todo = cells(config, models.specs)
+    tasks = {name: make_task(name, task) for name, task in config.tasks.items()}
+    folder = Path(folder)
+    run = Run(folder, config.settings(), resume=folder.exists() and not overwrite, overwrite=overwrite)
+    if overwrite:
+        for made in ("stages", "heads", "predictions"):
+            for path in (folder / made).glob("*.safetensors"):
+                path.unlink()
+        for name in ("axes.json", "pushed.json"):
+            run.path(name).unlink(missing_ok=True)
+    _check_axes(run, config)
+    _Grid(run, config, models, tasks, todo, show).fill()
+    return write_report(run, config, models.specs)
+
+
+def _check_axes(run: Run, config: ProtocolConfig) -> None:
+    """Names keep their meaning: a model's source and a task's settings cannot change within a run folder."""
+    path = run.path("axes.json")
+    before = read_json(path) if path.exists() else {"models": {}, "tasks": {}}
+    now: dict[str, dict[str, Any]] = {
+        "models": dict(config.models),
+        "tasks": {name: vars(task) for name, task in config.tasks.items()},
+    }
+    for axis, values in now.items():
+        for name, value in values.items():
+            if name in before[axis] and before[axis][name] != value:
+                raise ValueError(
+                    f"{run.folder} has rows in which {axis[:-1]} {name!r} is {before[axis][name]}; now it is {value}: "
+                    "give it another name, or another out folder."
+                )
+    write_json(path, {axis: {**before[axis], **values} for axis, values in now.items()})
+
+
+class _Grid:
+    def __init__(
+        self,
+        run: Run,
+        config: ProtocolConfig,
+        models: Models,
+        tasks: dict[str, Task],
+        todo: list[Cell],
+        show: bool,
+    ) -> None:
+        self.run, self.config, self.models, self.tasks, self.todo, self.show = run, config, models, tasks, todo, show
+        self.counts = Counts(run.path("pushed.json"))
+        self.root = Path(config.cache) if config.cache else run.path("features")
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._stores: dict[str, FeatureStore] = {}  # by pictures: tasks about the same ones share
+        self._by_task: dict[str, FeatureStore] = {}
+
+    def fill(self) -> None:
+        """Everything that has no row yet."""
+        specs, pictures = self.models.specs, {}
+        for cell in self.todo:
+            task = self.config.tasks[cell.task]
+            pictures[cell] = work(cell, specs, self.config, task.train or 1000)
+        left = {cell: w for cell, w in pictures.items() if not self.run.has(cell.key)}
+        finished, spent, done = len(self.todo) - len(left), 0.0, 0.0
+        self._say(f"{len(self.todo)} rows, {finished} of them finished before")
+        for seed in self.config.seeds:
+            for name in self.config.tasks:
+                mine = [cell for cell in left if (cell.task, cell.seed) == (name, seed)]
+                if not mine and self._baselines_done(name, seed):
+                    continue
+                bench = self._bench(name, seed)
+                self._baselines(bench)
+                for cell in mine:
+                    began = time.monotonic()
+                    row = self._row(bench, cell)
+                    self.run.add(row, cell.key)
+                    spent, done, finished = spent + time.monotonic() - began, done + left[cell], finished + 1
+                    rest = spent / done * (sum(left.values()) - done)
+                    self._say(
+                        f"[{finished}/{len(self.todo)}] {cell.key}: {row['metric']} {100 * row['score']:.1f} %, end "
+                        f"error {row['end']['error']:.3f}, {time.monotonic() - began:.0f} s; {_time(rest)} left"
+                    )
+
+    def _say(self, text: str) -> None:
+        if self.show:
+            print(text, file=sys.stderr, flush=True)
+
+    def _used(self) -> list[str]:
+        return list(dict.fromkeys(m for d in self.config.directions for m in self.config.ends(d)))
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        used = self._used()
+        return [(a, b) for i, a in enumerate(used) for b in used[i:]] if self.config.cka_depths else []
+
+    def _baselines_done(self, name: str, seed: int) -> bool:
+        keys = [_model_key(name, m, seed) for m in self._used()]
+        return all(self.run.has(k) for k in [*keys, *(_cka_key(name, a, b, seed) for a, b in self._pairs())])
+
+    def _bench(self, name: str, seed: int) -> Bench:
+        task, config = self.tasks[name], self.config
+        store = self._by_task.get(name) or FeatureStore(
+            self.root,
+            self.models,
+            task.pictures,
+            config.cut,
+            self.counts,
+            bf16=uses_bf16(config.precision, self.models.device),
+            limit_gb=config.cache_limit_gb,
+            show=self.show,
+        )
+        store = self._by_task[name] = self._stores.setdefault(store.fingerprint, store)
+        division = draw(name, task, config.tasks[name], seed)
+        depths = self._depths()
+        learn, title = [*division.train, *division.validation], f"{name}, seed {seed}: features"
+        store.ensure(learn, depths, f"{title} to train on")
+        mapped = set(division.test[: config.cka_pictures])
+        wider = {m: sorted({*d, *config.cka_depths}) for m, d in depths.items()}
+        store.ensure([r for r in division.test if r in mapped], wider, f"{title} for the map")
+        store.ensure([r for r in division.test if r not in mapped], depths, f"{title} to test on")
+        division = division.without(set(store.unreadable))
+        if store.unreadable:
+            self._say(f"{name}: {len(store.unreadable)} pictures cannot be read and are left out")
+            reasons = {store.images.name(row): reason for row, reason in store.unreadable.items()}
+            write_json(self.run.path(f"unreadable-{name}.json"), reasons)
+        for part, rows in vars(division).items():
+            if not rows:
+                raise ValueError(f"Task {name!r} has no readable {part} pictures; give readable ones.")
+        return Bench(name, task, division, store, config, self.run.folder, seed, show=self.show)
+
+    def _depths(self) -> dict[str, list[int]]:
+        """All that rows of the grid read of each model."""
+        out: dict[str, set[int]] = {name: {self.models.specs[name].depth} for name in self._used()}
+        for cell in self.todo:
+            out[cell.source].add(StitchSpec(cell.family).reads(cell.depth))
+            out[cell.target].add(cell.enter)
+        return {name: sorted(depths) for name, depths in out.items()}
+
+    def _baselines(self, bench: Bench) -> None:
+        """A linear probe of each model alone, the majority class, and the maps of agreement."""
+        for name in self._used():
+            key = _model_key(bench.name, name, bench.seed)
+            if self.run.has(key):
+                continue
+            began, spec = time.monotonic(), self.models.specs[name]
+            head, patches = bench.head(name), self.models[name].patches
+            facts = bench.train_head(
+                head,
+                lambda rows, name=name, last=spec.depth, patches=patches: patches(
+                    bench.store.batch(rows, {name: [last]})[name, last]
+                ),
+                key,
+            )
+            most_frequent = majority(bench)
+            score, given = measure_model(bench, name, head)
+            with atomic_path(self._predictions(key)) as path:
+                save_file({"given": given.to(torch.int32)}, path)
+            cost = model_cost(spec, self.config.grid, spec.depth)
+            row = {"kind": "model", "task": bench.name, "model": name, "seed": bench.seed, "score": score}
+            row |= {"metric": _metric(bench), "majority": most_frequent, "chance": 1 / len(bench.task.classes)}
+            row |= {"classes": len(bench.task.classes), "pictures": _sizes(bench), "stages": {"head": facts}}
+            row |= {"parameters": cost.parameters, "flops": cost.flops, "seconds": time.monotonic() - began}
+            row["naive_pictures"] = _sums([facts["naive_pictures"], self.counts.take()])
+            self.run.add(row, key)
+            self._say(f"{key}: {row['metric']} {100 * score:.1f} % (majority {100 * most_frequent:.1f} %)")
+        for a, b in self._pairs():
+            key = _cka_key(bench.name, a, b, bench.seed)
+            if not self.run.has(key):
+                row = {"kind": "cka", "task": bench.name, "source": a, "target": b, "seed": bench.seed}
+                row |= {"depths": self.config.cka_depths, "cka": cka_map(bench, a, b)}
+                self.run.add({**row, "naive_pictures": self.counts.take()}, key)
+
+    def _predictions(self, key: str) -> Path:
+        return self.run.path("predictions") / f"{key}.safetensors"
+
+    def _row(self, bench: Bench, cell: Cell) -> dict[str, Any]:
+        stitched, head, stages = bench.chain(cell)
+        began = time.monotonic()
+        self.counts.take()
+        measures, given = measure(bench, stitched, head)
+        alone = [
+            load_file(self._predictions(_model_key(bench.name, m, bench.seed)))["given"].long()
+            for m in (cell.source, cell.target)
+        ]
+        cost, spec = stitched.cost(), self.models.specs[cell.target]
+        return {
+            "kind": "stitched",
+            **{k: v for k, v in vars(cell).items() if k != "chain"},
+            "objective": name_of(cell.chain),
+            "metric": _metric(bench),
+            **measures,
+            **rescues(given, alone[0], alone[1], bench.test_labels),
+            "parameters": cost.parameters,
+            "stitch_parameters": sum(p.numel() for p in stitched.stitch.parameters()),
+            "head_parameters": (spec.width + 1) * len(bench.task.classes),
+            "flops": cost.flops,
+            "stages": stages,
+            "seconds": time.monotonic() - began + sum(stage["seconds"] for stage in stages.values()),
+            "naive_pictures": _sums([self.counts.take(), *(stage["naive_pictures"] for stage in stages.values())]),
+        }
+
+
+def _sums(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    """Of what one row would push on its own: every stage that it stands on is its own in a naive grid."""
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(sorted(total.items()))
+
+
+def _metric(bench: Bench) -> str:
+    return "accuracy" if bench.task.kind == "classification" else "mIoU"
+
+
+def _sizes(bench: Bench) -> dict[str, int]:
+    return {part: len(rows) for part, rows in vars(bench.division).items()}
+
+
+def _model_key(task: str, model: str, seed: int) -> str:
+    return f"{task},{model},alone,seed{seed}"
+
+
+def _cka_key(task: str, a: str, b: str, seed: int) -> str:
+    return f"{task},{a}-and-{b},cka,seed{seed}"
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

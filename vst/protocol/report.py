@@ -1,0 +1,102 @@
+"""The report of a run: results.json, tables.md, pictures and one HTML page, all drawn from the rows."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vst.demo.page import STYLE
+from vst.protocol import findings as rules
+from vst.protocol.config import ProtocolConfig
+from vst.protocol.plots import cka_picture, curves, training_curves
+from vst.protocol.tables import Table, cost_table, kinds, measure_tables, saving, score_tables, stitched_rows
+from vst.report import table
+from vst.runs import Run, atomic_path, read_json
+from vst.spec import VFMSpec
+
+
+def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[str, Any]:
+    """Write the report of all rows that a run's folder holds; returns the results."""
+    rows = run.rows()
+    pushed = read_json(run.path("pushed.json")) if run.path("pushed.json").exists() else {}
+    verdicts = rules.findings(rows, config.tolerated_drop)
+    scores = score_tables(rows)
+    tables = [*scores, *measure_tables(rows), cost_table(rows), saving(rows, pushed)]
+    pictures = _pictures(run, rows)
+    with atomic_path(run.path("tables.md")) as path:
+        path.write_text(_markdown(verdicts, tables), encoding="utf-8")
+    with atomic_path(run.path("index.html")) as path:
+        path.write_text(_page(config, specs, verdicts, tables, [run.path(name) for name in pictures]), encoding="utf-8")
+    results = {
+        "axes": read_json(run.path("axes.json")),
+        "findings": [v.to_dict() for v in verdicts],
+        "pushed_pictures": pushed,
+        "rows": rows,
+    }
+    run.finish(results)
+    for shown in scores:
+        table(shown.title, shown.columns, shown.rows, shown.note)
+    for v in verdicts:
+        print(f"{v.finding}. {v.sentence}")
+    print(f"results: {run.path('results.json')}\npage:    {run.path('index.html')}")
+    return results
+
+
+def _pictures(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = []
+    for task in kinds(rows, "task"):
+        for family in kinds([r for r in stitched_rows(rows) if r["task"] == task], "family"):
+            name = f"{task}-{family}"
+            curves(rows, task, family, run.path(f"scores-{name}.png"))
+            training_curves(rows, task, family, run.path(f"training-{name}.png"))
+            names += [f"scores-{name}.png", f"training-{name}.png"]
+        if any(r["kind"] == "cka" and r["task"] == task for r in rows):
+            cka_picture(rows, task, run.path(f"cka-{task}.png"))
+            names.append(f"cka-{task}.png")
+    return [name for name in names if run.path(name).exists()]
+
+
+def _markdown(verdicts: Sequence[rules.Verdict], tables: Sequence[Table]) -> str:
+    lines = [f"{v.finding}. {v.sentence}" for v in verdicts]
+    return "\n".join(["### The findings", "", *lines, "", *(t.markdown() for t in tables)])
+
+
+def _page(
+    config: ProtocolConfig,
+    specs: Mapping[str, VFMSpec],
+    verdicts: Sequence[rules.Verdict],
+    tables: Sequence[Table],
+    pictures: Sequence[Path],
+) -> str:
+    """One self-contained page."""
+    models = "; ".join(
+        f"{n}: {config.models[n]}, {s.depth} blocks of width {s.width}, patch {s.patch}" for n, s in specs.items()
+    )
+    said = "".join(f"<li><b>{html.escape(v.verdict)}</b>: {html.escape(v.sentence)}</li>" for v in verdicts)
+    seen = "".join(
+        f'<p><img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}" '
+        f'alt="{html.escape(p.stem)}"></p>'
+        for p in pictures
+    )
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The stitching protocol</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}
+th,td{{white-space:nowrap}} .wide{{overflow-x:auto}}</style></head><body>
+<h1>Which models stitch, where, how</h1>
+<p>{html.escape(models)}; grid {config.grid} x {config.grid}.</p>
+<h2>The findings, by rule</h2><ol style="list-style:none;padding:0">{said}</ol>
+<p class="note">Rules: see docs/protocol.md and vst/protocol/findings.py. Tolerated drop of the second:
+{100 * config.tolerated_drop:.1f} points.</p>
+{"".join(_html(t) for t in tables[:1])}{seen}{"".join(_html(t) for t in tables[1:])}
+</body></html>"""
+
+
+def _html(shown: Table) -> str:
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in shown.columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in shown.rows)
+    return (
+        f'<h2>{html.escape(shown.title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}'
+        f'</tbody></table></div><p class="note">{html.escape(shown.note)}</p>'
+    )
