@@ -58,7 +58,7 @@ def training_curves(rows: Sequence[Row], task: str, family: str, path: Path) -> 
     plt = _pyplot()
     seed = min(r["seed"] for r in stitched_rows(rows))
     part = [r for r in stitched_rows(rows) if (r["task"], r["family"], r["seed"]) == (task, family, seed)]
-    stages = [s for s in ("lfm", "ffm", "tlt") if any(s in r["stages"] for r in part)]
+    stages = [s for s in ("lfm", "ffm", "tlt") if any(r["objective"].split("+")[-1] == s for r in part)]
     if not stages:
         return
     figure, panels = plt.subplots(1, len(stages), figsize=(4.8 * len(stages), 4.2), dpi=130, squeeze=False)
