@@ -96,11 +96,14 @@ def test_every_config_parses(file):
     """No typo in a shipped config: it parses as options of the command that it is for."""
     kind = file.parent.relative_to(ROOT / "configs").as_posix()
     name = {"stitch": "fit", "trees": "latency", "demo": "demo", "llava/demo": "demo"}.get(kind, "train")
-    name = {"sweep": "sweep", "pretrain": "train", "finetune": "train"}.get(file.stem, name)
+    by_file = {"sweep": "sweep", "pretrain": "train", "finetune": "train", "protocol": "protocol"}
+    name = by_file.get(file.stem.partition("-")[0] if kind in ("stitch", "llava/demo", "llava") else "", name)
     more = ["--images", "pictures", "--out", "runs/x"] if name == "fit" else []
     files = ["--config", str(file)]
     if file.parent.name in ("towers", "llms"):  # parts, for a whole config
         files = ["--config", str(file.parents[1] / "pretrain.yaml"), *files]
+    if file.stem == "protocol-offline":  # more tasks, for the protocol
+        files = ["--config", str(file.parent / "protocol.yaml"), *files]
     functions = llava.COMMANDS if kind.startswith("llava") else cli.COMMANDS
     assert cli.parse([name, *files, *more], functions=functions)[name]
 

@@ -162,7 +162,7 @@ def latency(
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
     config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, overlap)
-    model, where = _tree(path, tree), _device(device)
+    where, model = _device(device), _tree(path, tree)
     rows = benchmark(model, config, where, out, resume=resume, overwrite=overwrite)
     for kind, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows):
         latency_table([r for r in rows if (r["dtype"], r["batch_size"]) == (kind, batch)])
@@ -203,7 +203,7 @@ def throughput(
     from vst.runs import Run
     from vst.throughput import measure_fit
 
-    model, where = _tree(path, tree), _device(device)
+    where, model = _device(device), _tree(path, tree)
     bf16 = uses_bf16(precision, torch.device(where))
     options = {"batch_size": batch_size, "repeats": repeats, "device": where, "bf16": bf16}
     options["checkpointing"] = checkpointing
