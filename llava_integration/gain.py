@@ -17,6 +17,7 @@ class Gain:
         gain_error: standard error of that mean; None with one seed.
         share: mean of score(tower) - score(one), over ``gain``; None where the gain cannot be told from zero.
         share_error: standard error of the share, the gain taken as it is; None with one seed.
+        noise: that the gain had to exceed beside twice its own error.
         seeds: over which.
     """
 
@@ -24,12 +25,14 @@ class Gain:
     gain_error: float | None
     share: float | None
     share_error: float | None
+    noise: float
     seeds: int
 
     def __str__(self) -> str:
         if self.share is None:
             sure = "" if self.gain_error is None else f" +- {100 * self.gain_error:.1f}"
-            return f"gain {100 * self.gain:+.1f}{sure}: not distinguishable from zero"
+            noise = f" (noise {100 * self.noise:.1f})" if self.noise else ""
+            return f"gain {100 * self.gain:+.1f}{sure}{noise}: not distinguishable from zero"
         sure = "" if self.share_error is None else f" +- {100 * self.share_error:.0f}"
         return f"{100 * self.share:.0f} %{sure}"
 
@@ -59,9 +62,9 @@ def share_of_gain(
     gains, kept = [full[s] - one[s] for s in seeds], [tower[s] - one[s] for s in seeds]
     gain, error = statistics.mean(gains), _error(gains)
     if gain <= noise or (error is not None and gain <= 2 * error):
-        return Gain(gain, error, None, None, len(seeds))
+        return Gain(gain, error, None, None, noise, len(seeds))
     spread = _error(kept)
-    return Gain(gain, error, statistics.mean(kept) / gain, None if spread is None else spread / gain, len(seeds))
+    return Gain(gain, error, statistics.mean(kept) / gain, None if spread is None else spread / gain, noise, len(seeds))
 
 
 def _error(values: list[float]) -> float | None:

@@ -31,8 +31,8 @@ ROW = {
     "peak_mb": (float, MAYBE),
 }  # fmt: skip
 SHARE = {
-    "gain": float, "gain_error": (float, MAYBE), "share": (float, MAYBE), "share_error": (float, MAYBE), "seeds": int,
-    "text": str,
+    "gain": float, "gain_error": (float, MAYBE), "share": (float, MAYBE), "share_error": (float, MAYBE),
+    "noise": float, "seeds": int, "text": str,
 }  # fmt: skip
 
 
@@ -93,6 +93,7 @@ class TestGain:
         found = share_of_gain(one, one, full, noise=noise)
         assert found.share is None
         assert "not distinguishable from zero" in str(found)
+        assert ("noise 6.0" in str(found)) == (noise == 0.06)
 
     def test_seeds_must_meet(self):
         assert share_of_gain({0: 0.6, 1: 0.1}, {0: 0.5}, {0: 0.6, 2: 0.9}).seeds == 1

@@ -109,7 +109,7 @@ def recommend(
         reasons.append(f"Beyond the budget, {better['name']} scores {_score(better)}: {_cost(better, cost, unit)}.")
     for single in rows:
         fits = single["kind"] == "single" and cost[single["name"]] <= max(limit, cost[chosen["name"]])
-        if fits and single["accuracy"] >= chosen["accuracy"]:
+        if fits and chosen["accuracy"] - single["accuracy"] <= _noise(chosen, single):
             reasons.append(
                 f"But {single['name']} scores {_score(single)} at {_cost(single, cost, unit)}: on this task, one model "
                 "is enough."
