@@ -127,6 +127,7 @@ def benchmark_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, caption:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     figure, (ratio, speed) = plt.subplots(1, 2, figsize=(11, 4.6), dpi=140)
     settings = list(dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows))
@@ -153,7 +154,9 @@ def benchmark_plot(rows: Sequence[Mapping[str, Any]], path: str | Path, caption:
                 [r["batch_size"] for r in part], [r["images_per_s"] for r in part], styles[dtype], marker="o", ms=4,
                 color=colours(i / len(names)), label=name if dtype == settings[0][0] else None,
             )  # fmt: skip
-    speed.set(xlabel="pictures a call", ylabel="pictures a second", xscale="log", yscale="log")
+    speed.set(xlabel="pictures a call", ylabel="pictures a second", xscale="log")
+    speed.set_yscale("log", base=2)
+    speed.yaxis.set_major_formatter(ticker.ScalarFormatter())
     speed.set_xticks(sorted({b for _, b in settings}), [str(b) for b in sorted({b for _, b in settings})], minor=False)
     speed.minorticks_off()
     for axes in (ratio, speed):
