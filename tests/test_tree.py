@@ -381,6 +381,7 @@ def _ddp_worker(rank, folder, port):
         if split == 1:
             assert other.grad is None or float(other.grad.abs().sum()) == 0
         wrapped.zero_grad()
+    dist.barrier()  # a process that leaves early can leave the other one waiting for ever
     dist.destroy_process_group()
 
 
