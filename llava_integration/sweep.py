@@ -21,7 +21,7 @@ from llava_integration.assemble import load
 from llava_integration.gain import share_of_gain
 from llava_integration.timing import first_token
 from vst.latency import measure
-from vst.report import accuracy_latency_plot, table
+from vst.report import accuracy_latency_plot, spread, table
 from vst.runs import Run, read_json
 
 KINDS = {"one": "single", "full": "full", "vst": "split", "control": "control"}
@@ -255,7 +255,7 @@ def sweep_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     heads += [f"gain kept: {task}" for task in tasks]
     rows = []
     for r in towers:
-        scores = [_spread(list(r["tasks"][task].values())) for task in tasks]
+        scores = [spread(list(r["tasks"][task].values()), 1, 100) for task in tasks]
         cost = [f"{r['ratio'] / one['ratio']:.2f}", f"{100 * r['tower_share']:.0f} %"]
         rows.append([r["name"], *scores, *cost, *(r["share"][task]["text"] for task in tasks)])
     return heads, rows
@@ -265,8 +265,3 @@ def show(results: Mapping[str, Any]) -> None:
     """Print the table of :func:`sweep_rows`."""
     heads, rows = sweep_rows(results)
     table("Sweep", heads, rows, results["caption"])
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = f" +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"

@@ -5,16 +5,9 @@ python tools/results_table.py docs/results/llava-sweep/results.json
 """
 
 import argparse
-from collections.abc import Sequence
 
-from vst.report import objective_rows, towers_rows
+from vst.report import markdown, objective_rows, towers_rows
 from vst.runs import read_json
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,20 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     console = Console()
     console.width = max(console.width, 120)
     console.print(shown)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *rows])
+
+
+def spread(values: Sequence[float | None], digits: int = 3, factor: float = 1) -> str:
+    """Mean, and standard deviation where there are two or more; a dash for none (None: not a number in a row)."""
+    scaled = [factor * v for v in values if v is not None]
+    if not scaled:
+        return "-"
+    deviation = f" +- {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else ""
+    return f"{statistics.mean(scaled):.{digits}f}{deviation}"
 
 
 def stitch_table(reports: Sequence[StitchReport]) -> None:
@@ -114,11 +129,11 @@ def towers_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     heads = ["tower", "accuracy %", "branch alone %", "extra blocks", "time / all in full", "FLOPs / all in full", "ms"]
     rows = []
     for r in results["towers"]:
-        spread = f" +- {100 * r['accuracy_spread']:.1f}" if r.get("accuracy_spread") is not None else ""
+        deviation = f" +- {100 * r['accuracy_spread']:.1f}" if r.get("accuracy_spread") is not None else ""
         rows.append(
             [
                 r["name"],
-                f"{100 * r['accuracy']:.1f}{spread}",
+                f"{100 * r['accuracy']:.1f}{deviation}",
                 f"{100 * r['branch_accuracy']:.1f}" if "branch_accuracy" in r else "",
                 f"{100 * r['extra_blocks']:.0f} %" if "extra_blocks" in r else "",
                 f"{r['ratio']:.2f} ({r['ratio_low']:.2f} .. {r['ratio_high']:.2f})",
@@ -145,15 +160,15 @@ def objective_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str
         for objective in objectives:
             at = [s for f in results["fits"] if f["objective"] == objective for s in f["splits"] if s["split"] == split]
             errors = [
-                _spread([s["seam"]["error"] for s in at]),
-                _spread([s["final"]["error"] for s in at]),
-                _spread([s["final"]["channel_error"] for s in at]),
-                _spread([s["distance"] for s in at]),
+                spread([s["seam"]["error"] for s in at]),
+                spread([s["final"]["error"] for s in at]),
+                spread([s["final"]["channel_error"] for s in at]),
+                spread([s["distance"] for s in at]),
             ]
-            accuracy = [_spread([100 * s[k] for s in at], 1) for k in ("branch_accuracy", "accuracy")]
+            accuracy = [spread([100 * s[k] for s in at], 1) for k in ("branch_accuracy", "accuracy")]
             rows.append([str(split), objective, *errors, *accuracy])
     for name in results["models"][0]["accuracy"]:
-        alone = _spread([100 * m["accuracy"][name] for m in results["models"]], 1)
+        alone = spread([100 * m["accuracy"][name] for m in results["models"]], 1)
         rows.append([name, "", "", "", "", "", "", alone])
     return heads, rows
 
@@ -163,11 +178,6 @@ def objectives_table(results: Mapping[str, Any]) -> None:
     heads, rows = objective_rows(results)
     count = len(results["models"])
     table(f"Objectives, {count} seed{'s' if count > 1 else ''}", heads, rows, results["caption"])
-
-
-def _spread(values: Sequence[float], digits: int = 3) -> str:
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean + (f" +- {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
 def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:

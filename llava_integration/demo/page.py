@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 from llava_integration.scoring import normalise
-from vst.demo.page import STYLE, png
+from vst.page import STYLE, html_table, png
+from vst.report import spread
 from vst.runs import atomic_path
 
 _SIDE = 224  # of the sampled pictures in the page, at most
 _TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 _STYLE = """
-.wide{overflow-x:auto} .wide td{white-space:nowrap} td.text,th.text{text-align:left}
 .plot{display:block;margin:1.2rem 0}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:1rem}
 .card{background:#fff;border:1px solid #e2e6ea;border-radius:8px;padding:.8rem;font-size:.92rem;overflow-wrap:anywhere}
@@ -59,7 +59,7 @@ def write_page(
         f'<img class="plot" src="{_plot(Path(path))}" alt="{html.escape(what)}">' for what, path in plots.items()
     )
     depths = "".join(
-        f"<h2>{html.escape(name)} by split depth</h2>{_table(*depth_rows(by))}"
+        f"<h2>{html.escape(name)} by split depth</h2>{html_table(*depth_rows(by))}"
         for name, by in results.get("depths", {}).items()
     )
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
@@ -71,13 +71,13 @@ trunk with the later blocks of other vision models behind it. Its answers are co
 to each kind of question and with its own answers when the picture is blanked: only what lies above both was seen.</p>
 {figures}
 <h2>Scores</h2>
-{_table(*score_rows(results["seeds"]))}
+{html_table(*score_rows(results["seeds"]))}
 <p class="note">{html.escape(results["caption"])}. Majority: the most frequent answer of each kind among these very
 questions. Blanked: the same model, every picture replaced by the mean colour. Differences are in points, with 95 %
 intervals over pictures.</p>
 {depths}
 <h2>By kind of question</h2>
-{_table(*kind_rows(results["seeds"]), text=(1, 5))}
+{html_table(*kind_rows(results["seeds"]), text=(1, 5))}
 <p class="note">Means over the seeds; questions are counted for each seed.</p>
 <h2>What it says</h2>
 <div class="grid">{"".join(_card(sample) for sample in samples)}</div>
@@ -121,7 +121,7 @@ def depth_rows(depths: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     heads = ["split", "trained with a random split %", "trained at this split alone %"]
     splits = sorted({int(split) for key in ("random", "fixed") for split in depths[key]})
     scores = [{int(split): values for split, values in depths[key].items()} for key in ("random", "fixed")]
-    return heads, [[str(split), *(_spread(by.get(split, ())) for by in scores)] for split in splits]
+    return heads, [[str(split), *(spread(by.get(split, ()), 1, 100) for by in scores)] for split in splits]
 
 
 def _names(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -139,23 +139,6 @@ def _percent(value: float) -> str:
 def _difference(difference: Mapping[str, float]) -> str:
     mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
     return f"{mean:+.1f} ({low:+.1f} .. {high:+.1f})"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not len(values):
-        return ""
-    return _percent(float(np.mean(values))) + (f" +- {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:
-    """Numbers stand right; the first column and those in ``text`` stand left."""
-    marks = [' class="text"' if i in text else "" for i in range(len(heads))]
-    head = "".join(f"<th{mark}>{html.escape(h)}</th>" for mark, h in zip(marks, heads, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{mark}>{html.escape(c)}</td>" for mark, c in zip(marks, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _card(sample: Mapping[str, Any]) -> str:

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vst.page import STYLE, png
 from vst.report import towers_rows
 from vst.runs import Run, atomic_path
-
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1c2430;background:#fafbfc;margin:0 auto;max-width:1040px;padding:2rem 1.2rem}
-h1{font-size:1.7rem;margin:0 0 .3rem} h2{font-size:1.15rem;margin:2.2rem 0 .6rem} p{max-width:46rem}
-table{border-collapse:collapse;font-size:.92rem} th,td{padding:.34rem .8rem;text-align:right;border-bottom:1px solid #e2e6ea}
-th:first-child,td:first-child{text-align:left} thead th{border-bottom:2px solid #c4ccd4;font-weight:600}
-tr.split td:first-child{color:#2457a6;font-weight:600} .plot{width:100%;max-width:760px}
-.maps{overflow-x:auto} .maps td{padding:.2rem;border:0;text-align:center} .maps th{padding:.2rem;font-weight:500;font-size:.8rem;border:0;text-align:center}
-.maps img{width:104px;height:104px;image-rendering:pixelated;border-radius:6px;display:block} .name{font-size:.74rem;color:#5a6675;max-width:104px}
-small,.note{color:#5a6675}
-"""
 
 
 def write_page(
@@ -78,10 +67,3 @@ of this pair say nothing about larger models.</small></p>
 
 def _image(values: np.ndarray) -> Image.Image:
     return Image.fromarray((values * 255).round().astype(np.uint8))
-
-
-def png(image: Image.Image) -> str:
-    """A picture as a data URL, for a page that is one file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

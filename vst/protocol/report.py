@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vst.demo.page import STYLE
+from vst.page import STYLE, html_table
 from vst.protocol import findings as rules
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.plots import cka_picture, curves, training_curves
@@ -82,8 +82,7 @@ def _page(
         for p in pictures
     )
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The stitching protocol</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}
-th,td{{white-space:nowrap}} .wide{{overflow-x:auto}}</style></head><body>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>
 <h1>Which models stitch, where, how</h1>
 <p>{html.escape(models)}; grid {config.grid} x {config.grid}.</p>
 <h2>The findings, by rule</h2><ol style="list-style:none;padding:0">{said}</ol>
@@ -94,9 +93,5 @@ th,td{{white-space:nowrap}} .wide{{overflow-x:auto}}</style></head><body>
 
 
 def _html(shown: Table) -> str:
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in shown.columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in shown.rows)
-    return (
-        f'<h2>{html.escape(shown.title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}'
-        f'</tbody></table></div><p class="note">{html.escape(shown.note)}</p>'
-    )
+    table_ = html_table(shown.columns, shown.rows)
+    return f'<h2>{html.escape(shown.title)}</h2>{table_}<p class="note">{html.escape(shown.note)}</p>'

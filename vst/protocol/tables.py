@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from vst.report import markdown, spread
 
 Row = Mapping[str, Any]
 
@@ -25,8 +26,7 @@ class Table:
 
     def markdown(self) -> str:
         """As Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        body = markdown(self.columns, self.rows)
         return f"### {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
 
 
@@ -46,15 +46,6 @@ MEASURES: dict[str, tuple[Callable[[Row], float], int, float, str]] = {
     ),
     "seconds": (lambda r: r["seconds"], 0, 1, "of all stages and measures, on the machine of the run"),
 }
-
-
-def spread(values: Sequence[float | None], digits: int = 1, factor: float = 1) -> str:
-    """Mean, and standard deviation where there are two or more; a dash for none (None: not a number in a row)."""
-    scaled = [factor * v for v in values if v is not None]
-    if not scaled:
-        return "-"
-    deviation = f" +- {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else ""
-    return f"{statistics.mean(scaled):.{digits}f}{deviation}"
 
 
 def stitched_rows(rows: Sequence[Row]) -> list[Row]:
