@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llava_integration.chat import IMAGE_TOKEN
-from vst.latency import measure
+from vst.latency import measure, peak_mb
 
 
 @torch.inference_mode()
@@ -46,9 +46,8 @@ def first_token(
             "tower": lambda: tower(pixels),
             "first token": lambda: model(**inputs, logits_to_keep=1),
         }
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
         times = measure(calls, reference="first token", repeats=repeats, device=device)
+        peak = peak_mb(calls["first token"], device)
     finally:
         if split is not None:
             tower.split = before
@@ -62,7 +61,7 @@ def first_token(
         "prompt_tokens": int(inputs["input_ids"].shape[1]),
         "parameter_mb": _mb(model),
         "tower_parameter_mb": _mb(tower),
-        "peak_mb": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None,
+        "peak_mb": peak,
     }
 
 

@@ -5,7 +5,7 @@ Only matrix products and convolutions are counted (as ``torch.utils.flop_counter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -103,13 +103,19 @@ def _blocks(b: BranchConfig, split: int, tree: VSTEncoder, stitch: bool) -> floa
 
 
 def counted_flops(model: nn.Module, *inputs: Tensor, **options: object) -> int:
-    """FLOPs of one call as torch counts them."""
+    """FLOPs of one call without gradients, as torch counts them."""
+    with torch.no_grad():
+        return flops_of(lambda: model(*inputs, **options))
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """FLOPs of whatever a call does, a backward pass included, as torch counts them."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     # The fused CPU attention kernel is not in torch's table; the plain one is made of products that are.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*inputs, **options)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
     return counter.get_total_flops()
 
 

@@ -22,6 +22,7 @@ from vst.pictures import ImageSet, collate
 from vst.processes import accelerator_for, check_engine, gathered, uses_bf16
 from vst.progress import progress, track
 from vst.runs import Run, read_json
+from vst.schedule import schedule
 from vst.states import PROGRESS, drop_states, latest_state, save_state
 from vst.tree import VSTEncoder
 from vst.vfm import VFM
@@ -406,14 +407,6 @@ class _Window:
             )
         self.sum, self.count = torch.zeros(len(self.keys)), 0
         return {"mean": sum(means.values()) / len(means), **means}
-
-
-def schedule(step: int, steps: int, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then a cosine to zero."""
-    ramp = max(1, round(warmup * steps))
-    if step < ramp:
-        return (step + 1) / ramp
-    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
 def _generator(*numbers: int) -> torch.Generator:

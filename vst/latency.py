@@ -205,6 +205,8 @@ def measure_tree(
     rows = []
     for name, call in calls.items():
         per_s = batch_size / times[name].median_ms * 1e3
+        with torch.no_grad():
+            peak = peak_mb(call, device)
         rows.append(
             {
                 "name": name,
@@ -217,15 +219,15 @@ def measure_tree(
                 "flops_ratio": flops[name] / whole,
                 "images_per_s": per_s,
                 "gflops_per_s": flops[name] / 1e9 * per_s,
-                "peak_mb": _peak_mb(call, device),
+                "peak_mb": peak,
                 **times[name].to_dict(),
             }
         )
     return rows
 
 
-@torch.no_grad()
-def _peak_mb(call: Callable[[], Any], device: torch.device | str) -> float | None:
+def peak_mb(call: Callable[[], Any], device: torch.device | str) -> float | None:
+    """Memory allocated on a GPU at the most while a call runs, in MB; None on a CPU."""
     if torch.device(device).type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from vst.latency import median_interval, rounds, summary
+from vst.cost import flops_of
+from vst.latency import median_interval, peak_mb, rounds, summary
 from vst.matching import Matcher, Teacher
 from vst.tree import VSTEncoder
 
@@ -87,9 +86,9 @@ def measure_fit(
     for branch in tree.branches.values():
         branch.tail.checkpointing = checkpointing
     try:
-        flops = {name: _counted(call) for name, call in calls.items()}
+        flops = {name: flops_of(call) for name, call in calls.items()}
         times = rounds(calls, repeats=repeats, warmup=1, device=device, show_progress=show_progress, title="fit steps")
-        peaks = {name: _peak_mb(call, device) for name, call in calls.items()}
+        peaks = {name: peak_mb(call, device) for name, call in calls.items()}
         weights = {p.untyped_storage().data_ptr() for m in (tree, *teacher.heads.values()) for p in m.parameters()}
         saved = {name: _saved_mb(one.forward, weights) for name, one in ways.items()}
     finally:
@@ -134,18 +133,3 @@ def _saved_mb(forward: Callable[[], torch.Tensor], weights: set[int]) -> float:
         loss = forward()
     del loss
     return sum(held.values()) / 2**20
-
-
-def _counted(call: Callable[[], None]) -> int:
-    # The fused CPU attention kernel is not in torch's table; the plain one is made of products that are.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-def _peak_mb(call: Callable[[], None], device: torch.device | str) -> float | None:
-    if torch.device(device).type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    return torch.cuda.max_memory_allocated(device) / 2**20

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vst.protocol.chains import CLOSED, name_of, needs_labels, parse_chain, start_of
+
 HOLDS, NOT, UNKNOWN = "holds", "does not hold", "cannot be told here"
 CLAIMS = {
     1: "How a stitch is trained decides, above all at shallow depths",
@@ -70,10 +72,11 @@ def findings(rows: Sequence[Mapping[str, Any]], tolerated_drop: float = 0.02) ->
     stitched = [r for r in rows if r["kind"] == "stitched"]
     parts: dict[tuple[str, str, str], dict[Place, dict[int, float]]] = {}
     for row in stitched:
-        chain = row["objective"].split("+")
-        start = chain.pop(0) if chain[0] == "ridge" else "random"
-        if chain and chain[-1] == "tlt":
-            place = (row["source"], row["target"], row["depth"], "+".join(chain))
+        chain = parse_chain(row["objective"])
+        start = start_of(chain)
+        if needs_labels(chain):
+            trained = name_of(tuple(stage for stage in chain if stage not in CLOSED))
+            place = (row["source"], row["target"], row["depth"], trained)
             part = parts.setdefault((row["task"], row["family"], start), {})
             part.setdefault(place, {})[row["seed"]] = row["score"]
     out = []

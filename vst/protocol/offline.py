@@ -20,7 +20,7 @@ LEVELS = ("category", "subcategory")
 
 @register
 class EmojiTask(Task):
-    """Which category (10) or subcategory (99) an emoji belongs to: trained on two drawing styles, tested on the third.
+    """Which category (9) or subcategory (99) an emoji belongs to: trained on two drawing styles, tested on the third.
 
     Two fifths of every subcategory's emoji are the test's: they are trained on in no style.
 

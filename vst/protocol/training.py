@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vst.fitting import schedule
 from vst.progress import progress
 from vst.protocol.config import TrainConfig
+from vst.schedule import schedule
 
 
 @dataclass(frozen=True)
