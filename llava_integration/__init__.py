@@ -8,21 +8,16 @@ transformers from 4.37 on, ``llava_integration.install()`` gives the original LL
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llava_integration.hosts import install, uninstall
 from llava_integration.versions import auto_classes_served, check_auto_classes
 
-if TYPE_CHECKING:
-    from llava_integration.auto import (
-        VSTImageProcessor,
-        VSTLlavaConfig,
-        VSTLlavaForConditionalGeneration,
-        VSTVisionConfig,
-        VSTVisionModel,
-        image_tokens,
-        make_processor,
-    )
+if auto_classes_served():
+    import llava_integration.auto  # noqa: F401 (registers)
+    from llava_integration.hf import VSTVisionConfig, VSTVisionModel
+    from llava_integration.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
+    from llava_integration.processing import VSTImageProcessor, image_tokens, make_processor
 
 __all__ = [
     "VSTImageProcessor",
@@ -36,18 +31,9 @@ __all__ = [
     "uninstall",
 ]
 
-if auto_classes_served():
-    import llava_integration.auto  # noqa: F401 (registers)
-
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    check_auto_classes()
-    from llava_integration import auto
-
-    return getattr(auto, name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What is in ``__all__`` and not here needs another transformers, which the error says."""
+    if name in __all__:
+        check_auto_classes()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

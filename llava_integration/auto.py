@@ -13,17 +13,7 @@ from transformers import (
 
 from llava_integration.hf import VSTVisionConfig, VSTVisionModel
 from llava_integration.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
-from llava_integration.processing import VSTImageProcessor, image_tokens, make_processor
-
-__all__ = [
-    "VSTImageProcessor",
-    "VSTLlavaConfig",
-    "VSTLlavaForConditionalGeneration",
-    "VSTVisionConfig",
-    "VSTVisionModel",
-    "image_tokens",
-    "make_processor",
-]
+from llava_integration.processing import VSTImageProcessor
 
 AutoConfig.register(VSTVisionConfig.model_type, VSTVisionConfig, exist_ok=True)
 AutoModel.register(VSTVisionConfig, VSTVisionModel, exist_ok=True)

@@ -139,7 +139,8 @@ def _tree(name: str) -> list[str]:
     """Load a tree as a tower and look through it once at every split."""
     import torch
 
-    from llava_integration.tower import VSTVisionTower, parse_name
+    from llava_integration.hosts.options import parse_name
+    from llava_integration.hosts.tower import VSTVisionTower
     from vst.report import inspect_tree
     from vst.saving import read_config
 

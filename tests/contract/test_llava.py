@@ -18,7 +18,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.language_model.llava_llama import LlavaConfig
 from safetensors.torch import load_file
 
-from llava_integration.tower import VSTVisionTower
+from llava_integration.hosts.tower import VSTVisionTower
 from vst import VSTEncoder
 
 pytest_plugins = ("host_kit",)

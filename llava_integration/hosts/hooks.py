@@ -131,7 +131,7 @@ def _install(package: str) -> None:
         name: Any = getattr(vision_tower_cfg, "mm_vision_tower", getattr(vision_tower_cfg, "vision_tower", None))
         if not is_ours(name):
             return original(vision_tower_cfg, **kwargs)
-        from llava_integration.tower import VSTVisionTower
+        from llava_integration.hosts.tower import VSTVisionTower
 
         return VSTVisionTower(name, vision_tower_cfg, **kwargs)
 

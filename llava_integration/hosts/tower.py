@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_integration import restored
-from llava_integration.host_images import HostImageProcessor
-from llava_integration.host_options import HostConfig, check_options, no_grid, parse_name
-from llava_integration.partitioned import fill_partitioned, is_partitioned
-from llava_integration.renamed import own_names, rename
+from llava_integration.hosts import restored
+from llava_integration.hosts.images import HostImageProcessor
+from llava_integration.hosts.options import HostConfig, check_options, no_grid, parse_name
+from llava_integration.hosts.partitioned import fill_partitioned, is_partitioned
+from llava_integration.hosts.renamed import own_names, rename
 from vst.config import VSTConfig
 from vst.fusion import MULTIPLIES_TOKENS
 from vst.saving import read_config
