@@ -121,7 +121,8 @@ def depth_rows(depths: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     heads = ["split", "trained with a random split %", "trained at this split alone %"]
     splits = sorted({int(split) for key in ("random", "fixed") for split in depths[key]})
     scores = [{int(split): values for split, values in depths[key].items()} for key in ("random", "fixed")]
-    return heads, [[str(split), *(spread(by.get(split, ()), 1, 100) for by in scores)] for split in splits]
+    cells = {split: [spread(by[split], 1, 100) if split in by else "" for by in scores] for split in splits}
+    return heads, [[str(split), *cells[split]] for split in splits]
 
 
 def _names(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
