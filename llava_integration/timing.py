@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from llava_integration.chat import IMAGE_TOKEN
-from vst.latency import measure, peak_mb
+from vst.latency import measure
+from vst.memory import working_mb
 
 
 @torch.inference_mode()
@@ -28,7 +29,7 @@ def first_token(
     Returns:
         ``tower_ms`` and ``first_token_ms`` (medians), ``tower_share`` (median of the ratio round by round) with
         ``tower_share_low`` and ``tower_share_high`` (quartiles), ``prompt_tokens``, ``parameter_mb`` (weights of all),
-        ``tower_parameter_mb`` and ``peak_mb`` (memory allocated on a GPU in a call; None on a CPU).
+        ``tower_parameter_mb`` and ``peak_mb`` (weights of all, and what a call holds at the most beside them).
     """
     tower, device = model.model.vision_tower, model.device
     before = tower.split
@@ -47,7 +48,7 @@ def first_token(
             "first token": lambda: model(**inputs, logits_to_keep=1),
         }
         times = measure(calls, reference="first token", repeats=repeats, device=device)
-        peak = peak_mb(calls["first token"], device)
+        working = working_mb(calls["first token"], device)
     finally:
         if split is not None:
             tower.split = before
@@ -61,7 +62,7 @@ def first_token(
         "prompt_tokens": int(inputs["input_ids"].shape[1]),
         "parameter_mb": _mb(model),
         "tower_parameter_mb": _mb(tower),
-        "peak_mb": peak,
+        "peak_mb": _mb(model) + working,
     }
 
 

@@ -202,7 +202,7 @@ def test_the_benchmark_covers_all_pairs_and_goes_on(tree_of, tmp_path, monkeypat
         assert row["images_per_s"] == pytest.approx(row["batch_size"] / row["median_ms"] * 1e3)
         assert row["gflops_per_s"] == pytest.approx(row["gflops"] * row["images_per_s"])
         assert row["ratio_sure_low"] <= row["ratio"] <= row["ratio_sure_high"]
-        assert row["peak_mb"] is None
+        assert row["peak_mb"] > row["batch_size"] * 0.01
     with open(run / "latency.csv") as file:
         assert [float(r["median_ms"]) for r in csv.DictReader(file)] == [r["median_ms"] for r in rows]
     assert (run / "latency.png").stat().st_size > 5000

@@ -1,20 +1,25 @@
-"""Print the tables of a ``results.json`` as Markdown, for README and docs: of vst demo, or of a sweep of models.
+"""Print the tables of a ``results.json`` as Markdown, for README and docs: of a demo, a sweep of models, or timings.
 
 python tools/results_table.py docs/results/evidence/results.json
 python tools/results_table.py docs/results/llava-sweep/results.json
+python tools/results_table.py docs/results/performance/latency-batch8.json
 """
 
 import argparse
 
 from vst.report import markdown, objective_rows, towers_rows
 from vst.runs import read_json
+from vst.timing_report import timings_markdown
 
 
 def main() -> None:
     """Print the tables and the caption."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", help="results.json of a run of vst demo or of eval/lmms.py with rows")
+    parser.add_argument("results", help="results.json of a run of vst demo, latency or throughput, or of eval/lmms.py")
     results = read_json(parser.parse_args().results)["results"]
+    if isinstance(results, list) or "threads" in results:
+        print(timings_markdown(results))
+        return
     if "one" in results:
         from llava_integration.sweep import sweep_rows
 

@@ -158,7 +158,7 @@ def latency(
         overwrite: replace the run in out.
     """
     from vst.benchmark import BenchmarkConfig, benchmark
-    from vst.report import latency_table
+    from vst.timing_report import latency_table
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
     config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, overlap)
@@ -177,41 +177,54 @@ def throughput(
     precision: str = "auto",
     checkpointing: bool = False,
     pictures: int = 558_000,
+    cache: str | None = None,
     out: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Measure what fitting stitches takes: all depths in one pass, each alone, targets cached; time, FLOPs, memory.
+    """Measure what fitting stitches takes: all depths in one pass, each alone, targets on disk; time, FLOPs, memory.
+
+    Under torchrun: what the processes bring together, against one of them alone with the same batch.
 
     Examples:
         vst throughput --path runs/demo/tree
-        vst throughput --config configs/trees/dinov2-clip-l.yaml --tree.pretrained false --batch_size 32
+        vst throughput --config configs/trees/dinov2-clip-l.yaml --batch_size 32
+        torchrun --nproc_per_node 2 -m vst.cli throughput --path runs/demo/tree
 
     Args:
         path: folder of a saved tree; or give tree.
         tree: a tree to build; random weights are enough.
-        batch_size: pictures a step.
+        batch_size: pictures a step, of all processes together.
         repeats: counted rounds; in each every way takes one step.
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda (under torchrun: cuda where there is one).
         precision: auto (bf16 autocast on a GPU that has it, else fp32), fp32 or bf16.
         checkpointing: recompute the tails' activations in the backward pass.
         pictures: size of a data set whose time is to be told; default: LLaVA's stage 1.
+        cache: folder whose disk holds cached targets meanwhile; default: the system's temporary one.
         out: run folder for results.json; default: only print.
         overwrite: replace the run in out.
     """
     from vst.processes import uses_bf16
-    from vst.report import throughput_table
     from vst.runs import Run
+    from vst.scaling import measure_scaling
     from vst.throughput import measure_fit
+    from vst.timing_report import scaling_table, throughput_table
 
-    where, model = _device(device), _tree(path, tree)
-    bf16 = uses_bf16(precision, torch.device(where))
-    options = {"batch_size": batch_size, "repeats": repeats, "device": where, "bf16": bf16}
-    options["checkpointing"] = checkpointing
+    where, model, processes = _device(device), _tree(path, tree), int(os.environ.get("WORLD_SIZE", "1"))
+    options = {"batch_size": batch_size, "repeats": repeats, "checkpointing": checkpointing}
+    main = os.environ.get("RANK", "0") == "0"
     run = None
-    if out is not None:
-        run = Run(out, {"tree": model.config.to_dict(), **options}, overwrite=overwrite, device=where)
-    results = measure_fit(model, **options)  # type: ignore[arg-type]
-    throughput_table(results, pictures)
+    if out is not None and main:
+        facts = {"tree": model.config.to_dict(), **options, "precision": precision, "processes": processes}
+        run = Run(out, facts, overwrite=overwrite, device=where)
+    if processes > 1:
+        results = measure_scaling(model, precision=precision, **options)  # type: ignore[arg-type]
+        show = scaling_table
+    else:
+        bf16 = uses_bf16(precision, torch.device(where))
+        results = measure_fit(model, device=where, bf16=bf16, cache=cache, **options)  # type: ignore[arg-type]
+        show = throughput_table
+    if main:
+        show(results, pictures)
     if run is not None:
         run.finish(results)
 

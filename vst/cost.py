@@ -5,7 +5,7 @@ Only matrix products and convolutions are counted (as ``torch.utils.flop_counter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +81,33 @@ def full_cost(config: VSTConfig) -> Cost:
     costs = [model_cost(config.trunk, grid, config.trunk_stop, norm=norm)] if config.keep_trunk else []
     costs += [model_cost(b.spec, grid, b.stop, norm=norm) for b in config.branches]
     return Cost(sum(c.trunk for c in costs), 0, 0, sum(c.parameters for c in costs))
+
+
+def fit_flops(config: VSTConfig, splits: Sequence[int] | None = None, *, cached: bool = False) -> int:
+    """FLOPs of fitting the stitches at some splits (default: all) by FFM in one pass, a picture.
+
+    The trunk runs to the deepest split, every target to the features (not where ``cached``). A tail goes forward, and
+    backward to its input alone: its matrices once more, its attention products twice (four for each two). A stitch
+    is reckoned with two and a half times its forward pass: itself, its weights' gradients, and its inputs' where
+    another layer of it lies below.
+
+    Raises:
+        ValueError: a split that no branch holds.
+    """
+    chosen = config.splits if splits is None else list(splits)
+    if missing := set(chosen) - {s for b in config.branches for s in b.splits}:
+        raise ValueError(f"Split {min(missing)} was asked for; the tree holds {config.splits}.")
+    patches, tree = config.grid**2, VSTEncoder.skeleton(config)
+    pairs = [(b, s) for b in config.branches for s in chosen if s in b.splits]
+    macs = config.trunk.stem_macs(patches) + max(b.reads(s) for b, s in pairs) * config.trunk.block_macs(patches)
+    for b in config.branches:
+        macs += 0 if cached else b.spec.stem_macs(patches) + b.stop * b.spec.block_macs(patches)
+    for b, split in pairs:
+        block = b.spec.block_macs(patches)
+        attention = block - (patches + b.spec.prefix) * b.spec.block_weights
+        macs += (b.stop - b.enter(split)) * (2 * block + attention)
+        macs += 5 * tree.branches[b.name].stitches[str(split)].macs(patches) // 2
+    return 2 * macs
 
 
 def block_figure(config: VSTConfig, split: int | Mapping[str, int] | None = None, *, stitch: bool = False) -> float:

@@ -18,6 +18,7 @@ import torch
 
 from vst.baseline import FullEncoders
 from vst.cost import full_cost, model_cost, tree_cost
+from vst.memory import working_mb
 from vst.overlap import Overlapped
 from vst.progress import progress
 from vst.tree import VSTEncoder
@@ -172,9 +173,9 @@ def measure_tree(
 
     Returns:
         Rows of ``name``, ``kind`` (split, single, full), ``split``, ``batch_size``, ``dtype``, ``overlap``,
-        ``gflops`` a picture, ``flops_ratio``, ``images_per_s``, ``gflops_per_s`` (achieved), ``peak_mb`` (allocated on
-        a GPU in one call, weights of all towers included; None on a CPU) and the fields of :class:`Latency`; both
-        ratios are against all models in full. Latencies are of one call.
+        ``gflops`` a picture, ``flops_ratio``, ``images_per_s``, ``gflops_per_s`` (achieved), ``peak_mb`` (the weights
+        that the tower needs, and what a call holds at the most beside them: :func:`vst.memory.working_mb`) and the
+        fields of :class:`Latency`; both ratios are against all models in full. Latencies are of one call.
     """
     config = tree.config
     full = FullEncoders.load(config, pretrained=False).to(device, dtype)
@@ -197,16 +198,14 @@ def measure_tree(
     for label, s in config.choices().items():
         calls[label] = partial(tower, pixels, split=s)
     times = measure(calls, reference=ALL, repeats=repeats, device=device, show_progress=show_progress)
-    whole = full_cost(config).flops
-    flops = {ALL: whole} | {label: tree_cost(config, s).flops for label, s in config.choices().items()}
-    flops[f"{ALL}, {overlap}"] = whole
-    for n, m in full.models.items():
-        flops[f"{n} alone"] = model_cost(m.spec, config.grid, m.stop).flops
+    costs = dict.fromkeys((ALL, f"{ALL}, {overlap}"), full_cost(config))
+    costs |= {label: tree_cost(config, s) for label, s in config.choices().items()}
+    costs |= {f"{n} alone": model_cost(m.spec, config.grid, m.stop) for n, m in full.models.items()}
     rows = []
     for name, call in calls.items():
-        per_s = batch_size / times[name].median_ms * 1e3
+        cost, per_s = costs[name], batch_size / times[name].median_ms * 1e3
         with torch.no_grad():
-            peak = peak_mb(call, device)
+            working = working_mb(call, device)
         rows.append(
             {
                 "name": name,
@@ -215,21 +214,12 @@ def measure_tree(
                 "batch_size": batch_size,
                 "dtype": str(dtype).removeprefix("torch."),
                 "overlap": "none" if name == ALL else overlap,
-                "gflops": flops[name] / 1e9,
-                "flops_ratio": flops[name] / whole,
+                "gflops": cost.flops / 1e9,
+                "flops_ratio": cost.flops / costs[ALL].flops,
                 "images_per_s": per_s,
-                "gflops_per_s": flops[name] / 1e9 * per_s,
-                "peak_mb": peak,
+                "gflops_per_s": cost.flops / 1e9 * per_s,
+                "peak_mb": cost.parameters * dtype.itemsize / 2**20 + working,
                 **times[name].to_dict(),
             }
         )
     return rows
-
-
-def peak_mb(call: Callable[[], Any], device: torch.device | str) -> float | None:
-    """Memory allocated on a GPU at the most while a call runs, in MB; None on a CPU."""
-    if torch.device(device).type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    return torch.cuda.max_memory_allocated(device) / 2**20

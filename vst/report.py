@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vst.config import VSTConfig
-from vst.cost import activation_bytes, block_figure, full_cost, tree_cost, weights_bytes
+from vst.cost import activation_bytes, block_figure, fit_flops, full_cost, tree_cost, weights_bytes
 from vst.heldout import StitchReport
 from vst.runs import atomic_path
 
@@ -67,61 +67,6 @@ def stitch_table(reports: Sequence[StitchReport]) -> None:
         "errors are relative to the target's own variance (1 = as bad as its mean); distance: of the tail's inputs "
         "from what the target feeds it (0 equal, 1 as far as a constant)",
     )
-
-
-def latency_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the rows of ``vst.latency.measure_tree``."""
-    table(
-        f"Latency of one call, interleaved: batch {rows[0]['batch_size']}, {rows[0]['dtype']}",
-        [
-            "tower",
-            "median ms",
-            "quartiles",
-            "time / all in full",
-            "95 % interval",
-            "FLOPs / all in full",
-            "pictures/s",
-            "GFLOP/s",
-        ],
-        [
-            (
-                r["name"],
-                f"{r['median_ms']:.1f}",
-                f"{r['low_ms']:.1f} .. {r['high_ms']:.1f}",
-                r["ratio"],
-                f"{r['ratio_sure_low']:.3f} .. {r['ratio_sure_high']:.3f}",
-                r["flops_ratio"],
-                f"{r['images_per_s']:.2f}",
-                f"{r['gflops_per_s']:.0f}",
-            )
-            for r in rows
-        ],
-    )
-
-
-def throughput_table(results: Mapping[str, Any], pictures: int) -> None:
-    """Print what ``vst.throughput.measure_fit`` found, and the hours that one epoch over ``pictures`` would take."""
-    table(
-        f"Steps of a fit, interleaved: batch {results['batch_size']}",
-        ["way", "median ms", "time / one pass", "95 % interval", "GFLOPs a step", "saved MB", "pictures/s",
-         f"hours / {pictures:,}"],
-        [
-            (
-                r["name"],
-                f"{r['median_ms']:.0f}",
-                r["ratio"],
-                f"{r['ratio_sure_low']:.3f} .. {r['ratio_sure_high']:.3f}",
-                f"{r['gflops']:.1f}",
-                f"{r['saved_mb']:.0f}",
-                f"{r['pictures_per_s']:.2f}",
-                f"{pictures / r['pictures_per_s'] / 3600:.1f}",
-            )
-            for r in results["rows"]
-        ],
-        f"one pass over separate runs: {results['time_ratio']:.3f} ({results['time_ratio_low']:.3f} .. "
-        f"{results['time_ratio_high']:.3f}) of their time, {results['flops_ratio']:.3f} of their FLOPs: "
-        f"{results['over']:.3f} times what arithmetic allows; saved: activations kept for the backward pass",
-    )  # fmt: skip
 
 
 def towers_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -236,12 +181,19 @@ def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
         )
     )
     name = str(dtype).removeprefix("torch.")
+    fit = ""
+    if config.branches:
+        apart = sum(fit_flops(config, [s]) for s in sorted({s for b in config.branches for s in b.splits}))
+        fit = (
+            f"; fitting all stitches by FFM: {fit_flops(config) / 1e9:.1f} GFLOPs a picture in one pass, "
+            f"{fit_flops(config, cached=True) / 1e9:.1f} with cached targets, {apart / 1e9:.1f} in separate runs"
+        )
     table(
         "Cost of one picture",
         ["split", "GFLOPs", "/ all in full", "extra blocks", "with stitch", "M parameters", f"MB in {name}"],
         rows,
         f"extra blocks: over the trunk model alone; activations of one picture: about "
-        f"{activation_bytes(config, dtype=dtype) / 1e6:.1f} MB in {name}",
+        f"{activation_bytes(config, dtype=dtype) / 1e6:.1f} MB in {name}{fit}",
     )
 
 

@@ -65,6 +65,10 @@ class RidgeSums:
             self._sample.append(x[:: -(-len(x) // 256)][: _KEPT_ROWS - kept].clone())  # spread over the batch
         self.rows += len(x)
 
+    def nbytes(self) -> int:
+        """Memory of what is kept: the same for a thousand rows and a billion."""
+        return sum(t.nbytes for t in (*self._sums.values(), *(self._shift or ()), *self._sample))
+
     def y_std(self) -> Tensor:
         """Standard deviation of y by channel ``[Dy]``, fp32."""
         return _std(self._sums["yy"] / self.rows - (self._sums["y"] / self.rows) ** 2).float()

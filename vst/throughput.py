@@ -1,19 +1,29 @@
-"""What fitting takes: all depths in one pass against separate runs, with and without cached targets; time and FLOPs."""
+"""What fitting takes: all depths in one pass against separate runs, targets on disk, the closed-form start."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from vst.cache import TargetCache, cache_bytes
 from vst.cost import flops_of
-from vst.latency import median_interval, peak_mb, rounds, summary
+from vst.latency import median_interval, rounds, summary
 from vst.matching import Matcher, Teacher
+from vst.memory import kept_mb, working_mb
+from vst.ridge import RidgeSums
 from vst.tree import VSTEncoder
 
-ONE_PASS, CACHED = "all depths in one pass", "all depths, targets cached"
+ONE_PASS = "all depths in one pass"
+WRITING, READING = "all depths, writing targets", "all depths, reading targets"
+_RIDGE_ROWS = 4096  # tokens an update: sixteen pictures of 256
 
 
 def measure_fit(
@@ -25,6 +35,7 @@ def measure_fit(
     bf16: bool = False,
     checkpointing: bool = False,
     objective: str = "ffm",
+    cache: str | Path | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
     """Time steps of a fit (forward, backward, AdamW) on pictures that are in memory, every way once a round.
@@ -37,15 +48,17 @@ def measure_fit(
         bf16: autocast, as a fit does on a GPU.
         checkpointing: recompute the tails' activations in the backward pass.
         objective: ffm or lfm.
+        cache: folder whose disk holds the cached targets meanwhile; default: the system's temporary one.
         show_progress: a bar with the time left.
 
     Returns:
         ``rows``, one a way: ``name``, ``splits``, ``gflops`` a step, ``pictures_per_s``, ``saved_mb``
-        (activations kept for the backward pass), ``peak_mb`` (allocated on a GPU in a step; None on a CPU) and the
-        fields of :class:`vst.latency.Latency` against all depths in one pass;
+        (activations kept for the backward pass), ``working_mb`` (what a step holds at the most beside the weights)
+        and the fields of :class:`vst.latency.Latency` against all depths in one pass;
         ``time_ratio`` and ``flops_ratio`` of one pass over the sum of separate runs (with ``time_ratio_low`` and
         ``time_ratio_high``, a 95 % interval of the median); ``over``, the first over the second: what one pass loses
-        against arithmetic; ``cached_ratio``, time with cached targets over time without (reading them not counted).
+        against arithmetic; ``cache_pays_from``, the first epoch whose end is reached sooner with targets on disk (None:
+        never), and ``cache_mb`` a picture; ``ridge``, rows of :func:`measure_ridge`.
 
     Raises:
         ValueError: a tree with fewer than two splits that all branches hold.
@@ -54,46 +67,26 @@ def measure_fit(
     if len(config.splits) < 2:
         raise ValueError(f"The tree holds the splits {config.splits}; expected at least two, to compare one pass with.")
     teacher = Teacher(tree).to(torch.device(device))
-    names = list(tree.branches)
-    pixels = torch.randn(batch_size, 3, config.image_size, config.image_size, device=device)
-    sizes = {n: teacher.heads[n].image_size for n in names}
-    own = {n: torch.randn(batch_size, 3, sizes[n], sizes[n], device=device) for n in names}
-
-    def way(splits: Sequence[int], cached: bool = False) -> _Way:
-        matcher = Matcher(teacher, objective, splits=splits).to(device)
-        optimizer = torch.optim.AdamW([p for p in matcher.parameters() if p.requires_grad], lr=1e-6)
-
-        def targets() -> dict[str, dict[int, torch.Tensor]]:
-            return {n: matcher.wanted(n, teacher.target(n, own[n])) for n in names}
-
-        kept = targets() if cached else None
-
-        def forward() -> torch.Tensor:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
-                return matcher(teacher.taps(pixels, matcher.keys), targets() if kept is None else kept).sum()
-
-        def step() -> None:
-            forward().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return _Way(forward, step)
-
-    alone = {f"split {s} alone": way([s]) for s in config.splits}
-    ways = {ONE_PASS: way(config.splits), CACHED: way(config.splits, cached=True), **alone}
-    calls = {name: one.step for name, one in ways.items()}
-    held = {ONE_PASS: config.splits, CACHED: config.splits} | {f"split {s} alone": [s] for s in config.splits}
-    for branch in tree.branches.values():
-        branch.tail.checkpointing = checkpointing
-    try:
-        flops = {name: flops_of(call) for name, call in calls.items()}
-        times = rounds(calls, repeats=repeats, warmup=1, device=device, show_progress=show_progress, title="fit steps")
-        peaks = {name: peak_mb(call, device) for name, call in calls.items()}
-        weights = {p.untyped_storage().data_ptr() for m in (tree, *teacher.heads.values()) for p in m.parameters()}
-        saved = {name: _saved_mb(one.forward, weights) for name, one in ways.items()}
-    finally:
+    batch = Batch.random(teacher, batch_size, device)
+    alone = {f"split {s} alone": [s] for s in config.splits}
+    held = {ONE_PASS: config.splits, WRITING: config.splits, READING: config.splits} | alone
+    with TemporaryDirectory(prefix="vst-targets-", dir=cache) as folder:
+        ways = {name: FitStep(teacher, batch, Matcher(teacher, objective, splits=s), bf16) for name, s in held.items()}
+        shapes = ways[ONE_PASS].shapes()
+        caches = {n: TargetCache(folder, f"branch{i}", batch_size, s) for i, (n, s) in enumerate(shapes.items())}
+        ways[WRITING].writes = ways[READING].reads = caches
+        calls = {name: way.step for name, way in ways.items()}
         for branch in tree.branches.values():
-            branch.tail.checkpointing = False
+            branch.tail.checkpointing = checkpointing
+        try:
+            flops = {name: flops_of(call) for name, call in calls.items()}
+            times = rounds(calls, repeats=repeats, warmup=1, device=device, show_progress=show_progress, title="steps")
+            working = {name: working_mb(call, device) for name, call in calls.items()}
+            weights = {p.untyped_storage().data_ptr() for m in (tree, *teacher.heads.values()) for p in m.parameters()}
+            saved = {name: kept_mb(way.forward, weights) for name, way in ways.items()}
+        finally:
+            for branch in tree.branches.values():
+                branch.tail.checkpointing = False
     together = [t / sum(parts) for t, *parts in zip(times[ONE_PASS], *(times[n] for n in alone), strict=True)]
     low, high = median_interval(together)
     time_ratio, flops_ratio = statistics.median(together), flops[ONE_PASS] / sum(flops[n] for n in alone)
@@ -104,32 +97,125 @@ def measure_fit(
             {
                 "name": name, "splits": held[name], "gflops": flops[name] / 1e9,
                 "pictures_per_s": batch_size / found.median_ms * 1e3, "saved_mb": saved[name],
-                "peak_mb": peaks[name], **found.to_dict(),
+                "working_mb": working[name], **found.to_dict(),
             }
         )  # fmt: skip
+    writing, reading = (summary(times[name], times[ONE_PASS]).ratio for name in (WRITING, READING))
     return {
-        "rows": rows, "batch_size": batch_size, "time_ratio": time_ratio, "time_ratio_low": low,
-        "time_ratio_high": high, "flops_ratio": flops_ratio, "over": time_ratio / flops_ratio,
-        "cached_ratio": next(r["ratio"] for r in rows if r["name"] == CACHED),
+        "rows": rows, "batch_size": batch_size, "threads": torch.get_num_threads(), "time_ratio": time_ratio,
+        "time_ratio_low": low, "time_ratio_high": high, "flops_ratio": flops_ratio, "over": time_ratio / flops_ratio,
+        "cache_pays_from": pays_from(writing, reading),
+        "cache_mb": sum(cache_bytes(1, s) for s in shapes.values()) / 1e6,
+        "ridge": measure_ridge(tree, device=device),
     }  # fmt: skip
 
 
-class _Way(NamedTuple):
-    forward: Callable[[], torch.Tensor]
-    step: Callable[[], None]
+def pays_from(writing: float, reading: float) -> int | None:
+    """The first epoch whose end comes sooner with a cache: ``writing + (n - 1) reading < n``; None: there is none.
+
+    Args:
+        writing, reading: time of an epoch that fills the cache and of one that reads it, over that of one without.
+    """
+    if writing < 1:
+        return 1
+    if reading >= 1:
+        return None
+    return int((writing - reading) / (1 - reading)) + 1
 
 
-def _saved_mb(forward: Callable[[], torch.Tensor], weights: set[int]) -> float:
-    """Memory that autograd holds between a forward and its backward pass, weights not counted."""
-    held: dict[int, int] = {}
+@torch.no_grad()
+def measure_ridge(tree: VSTEncoder, *, device: torch.device | str = "cpu", repeats: int = 16) -> list[dict[str, Any]]:
+    """Time the closed-form start of one stitch of every branch, on random tokens of its widths.
 
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
-        return x
+    Returns:
+        By branch: ``branch``, ``widths``, ``seconds_per_million`` tokens, ``solve_s``, ``sums_mb`` (all that it
+        holds, however many tokens), ``gflops_per_s`` (achieved in the sums).
+    """
+    found = []
+    for b in tree.config.branches:
+        widths = (tree.config.trunk.width, b.spec.width)
+        x, y = (torch.randn(_RIDGE_ROWS, width, device=device) for width in widths)
+        sums = RidgeSums()
+        times = rounds({"update": partial(sums.update, x, y)}, repeats=repeats, device=device)
+        solving = rounds({"solve": partial(sums.solve, 1e-3)}, repeats=3, warmup=1, device=device)
+        update_s = statistics.median(times["update"]) / 1e3
+        found.append(
+            {
+                "branch": b.name, "widths": list(widths), "seconds_per_million": update_s / _RIDGE_ROWS * 1e6,
+                "solve_s": statistics.median(solving["solve"]) / 1e3, "sums_mb": sums.nbytes() / 2**20,
+                "gflops_per_s": 2 * _RIDGE_ROWS * widths[0] * sum(widths) / update_s / 1e9,
+            }
+        )  # fmt: skip
+    return found
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = forward()
-    del loss
-    return sum(held.values()) / 2**20
+
+@dataclass(frozen=True)
+class Batch:
+    """Random pictures of a step.
+
+    Attributes:
+        pixels: the trunk's, ``[B, 3, S, S]``.
+        own: every target's, by branch name.
+    """
+
+    pixels: Tensor
+    own: Mapping[str, Tensor]
+
+    @classmethod
+    def random(cls, teacher: Teacher, size: int, device: torch.device | str) -> Batch:
+        """``size`` of them."""
+        side = teacher.tree.config.image_size
+        sides = {n: head.image_size for n, head in teacher.heads.items()}
+        own = {n: torch.randn(size, 3, s, s, device=device) for n, s in sides.items()}
+        return cls(torch.randn(size, 3, side, side, device=device), own)
+
+
+class FitStep:
+    """One step of a fit, as :func:`vst.fit_stitches` takes it.
+
+    Args:
+        teacher: the frozen models.
+        batch: what every step sees.
+        matcher: the stitches and their loss.
+        bf16: autocast.
+        model: what is called in the matcher's place, such as its wrapper for many processes.
+
+    Attributes:
+        writes, reads: caches by branch: targets are computed, kept and read back, or only read.
+    """
+
+    def __init__(self, teacher: Teacher, batch: Batch, matcher: Matcher, bf16: bool, model: Any = None) -> None:
+        self.teacher, self.batch, self.bf16 = teacher, batch, bf16
+        self.matcher = matcher.to(batch.pixels.device)
+        self.model = self.matcher if model is None else model
+        self.optimizer = torch.optim.AdamW([p for p in matcher.parameters() if p.requires_grad], lr=1e-6)
+        self.writes: Mapping[str, TargetCache] = {}
+        self.reads: Mapping[str, TargetCache] = {}
+
+    def shapes(self) -> dict[str, dict[int, tuple[int, int]]]:
+        """(tokens, width) of the targets by depth, by branch."""
+        return {n: {d: (y.shape[1], y.shape[2]) for d, y in t.items()} for n, t in self._computed().items()}
+
+    def forward(self) -> Tensor:
+        """The loss."""
+        with torch.autocast(self.batch.pixels.device.type, torch.bfloat16, enabled=self.bf16):
+            taps = self.teacher.taps(self.batch.pixels, self.matcher.keys)
+            return self.model(taps, self._targets()).sum()
+
+    def step(self) -> None:
+        """Forward, backward and update."""
+        self.forward().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _computed(self) -> dict[str, dict[int, Tensor]]:
+        return {n: self.matcher.wanted(n, self.teacher.target(n, own)) for n, own in self.batch.own.items()}
+
+    def _targets(self) -> dict[str, dict[int, Tensor]]:
+        if not self.writes and not self.reads:
+            return self._computed()
+        rows: Sequence[int] = range(len(self.batch.pixels))
+        if self.writes:
+            for n, found in self._computed().items():
+                self.writes[n].write(rows, found)
+        return {n: c.read(rows, self.batch.pixels.device) for n, c in (self.reads or self.writes).items()}
