@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vst.memory import kept_mb, working_mb
+from vst.memory import saved_mb, working_mb
 
 VECTOR = 4 * 256 / 2**20  # of 256 floats, in MB
 
@@ -42,7 +42,7 @@ def test_what_autograd_alone_holds_is_counted():
     x = vector().requires_grad_()
 
     def call():
-        (first,) = (x.exp(),)
+        first = x.exp()
         second = (first * 1).exp()  # the product in between is free again
         del first
         return (second * 1).exp()
@@ -50,18 +50,32 @@ def test_what_autograd_alone_holds_is_counted():
     assert working_mb(call) == pytest.approx(4 * VECTOR)  # three results of exp and the product of the last
 
 
-def test_a_layer_without_gradients():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_layer_without_gradients(mode):
     layer = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).requires_grad_(False)
     x = torch.ones(32, 64)
-    assert working_mb(lambda: layer(x)) == pytest.approx(4 * 2 * 32 * 256 / 2**20)  # before and after the GELU
+    with mode():
+        assert working_mb(lambda: layer(x)) == pytest.approx(4 * 2 * 32 * 256 / 2**20)  # before and after the GELU
+
+
+def test_an_operator_made_of_others_counts_alike_in_inference_mode():
+    x, y = torch.ones(64, 64), torch.ones(64, 64)
+
+    def call():
+        return torch.nn.functional.cosine_similarity(torch.kron(x, y[:1]), torch.kron(y, x[:1]))
+
+    with torch.no_grad():
+        expected = working_mb(call)
+    with torch.inference_mode():
+        assert working_mb(call) == expected
 
 
 def test_kept_for_the_backward_pass():
-    layer, x = nn.Linear(64, 32, bias=False), torch.ones(8, 64)
+    layer, x = nn.Linear(64, 32, bias=False), torch.ones(8, 64, requires_grad=True)
     weights = {layer.weight.untyped_storage().data_ptr()}
-    # the input for the weight's gradient, the result of exp for its own
-    assert kept_mb(lambda: layer(x).exp().sum(), weights) == pytest.approx(4 * 8 * (64 + 32) / 2**20)
-    assert kept_mb(lambda: layer(x).exp().sum(), set()) == pytest.approx(4 * 8 * (64 + 32) / 2**20, abs=1e-9)
+    # the input for the weight's gradient, the weight for the input's, the result of exp for its own
+    assert saved_mb(lambda: layer(x).exp().sum(), weights) == pytest.approx(4 * 8 * (64 + 32) / 2**20)
+    assert saved_mb(lambda: layer(x).exp().sum(), set()) == pytest.approx(4 * (8 * (64 + 32) + 64 * 32) / 2**20)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

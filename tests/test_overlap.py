@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vst import VSTEncoder
 from vst.baseline import FullEncoders, FullTower
 from vst.overlap import Overlapped, Streams
 
@@ -11,6 +12,11 @@ DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
 TREES = {
     "four": {"trunk": "dinov2", "branches": ("clip", "siglip", "dinov3"), "options": {}},
     "no trunk": {"trunk": "dinov3", "branches": ("clip",), "options": {"keep_trunk": False}},
+    "beyond the trunk's features": {
+        "trunk": "dinov2",
+        "branches": ("clip",),
+        "options": {"splits": (1, 3, 4), "enters": {"clip": [1, 3, 3]}},
+    },
     "norm": {"trunk": "clip", "branches": ("dinov2",), "options": {"feature_norm": True, "stitch": "linear"}},
 }
 
@@ -30,7 +36,7 @@ def test_streams_give_the_trees_tokens(tree_of, name, device):
         torch.testing.assert_close(fast(pixels, split=split), tree(pixels, split=split), atol=1e-6, rtol=0)
     torch.testing.assert_close(fast(pixels), tree(pixels), atol=1e-6, rtol=0)
     names = [b.name for b in tree.config.branches]
-    unequal = dict(zip(names, [3, 1, 3][: len(names)], strict=True))
+    unequal = dict(zip(names, [tree.splits[-1], 1, 3][: len(names)], strict=True))
     torch.testing.assert_close(fast(pixels, split=unequal), tree(pixels, split=unequal), atol=1e-6, rtol=0)
     assert not fast(pixels).requires_grad
 
@@ -61,6 +67,59 @@ def test_models_in_full_overlap_as_well(tree_of, device):
     torch.testing.assert_close(Overlapped(full)(pixels), full(pixels), atol=1e-6, rtol=0)
     tower, one = FullTower.from_config(tree.config).to(device), pixels["dinov2"]
     torch.testing.assert_close(Overlapped(tower)(one), tower(one), atol=1e-6, rtol=0)
+    if device == "cuda":
+        graphs = Overlapped(tower, "graphs")
+        for _ in range(2):
+            one = torch.randn_like(one)
+            torch.testing.assert_close(graphs(one), tower(one), atol=1e-5, rtol=1e-5)
+
+
+@cuda
+def test_a_graph_is_of_its_fusion_autocast_and_place(tree_of):
+    tree, pixels = made(tree_of, "four", "cuda")
+    fast = Overlapped(tree, "graphs")
+    with torch.inference_mode():
+        fast(pixels)
+    torch.testing.assert_close(fast(pixels), tree(pixels), atol=1e-5, rtol=1e-5)  # what was held can be written to
+    tree.set_fusion("sequence" if tree.config.fusion != "sequence" else "channel", normalise="none")
+    torch.testing.assert_close(fast(pixels), tree(pixels), atol=1e-5, rtol=1e-5)
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            torch.testing.assert_close(fast(pixels), tree(pixels), atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(fast(pixels), tree(pixels), atol=1e-5, rtol=1e-5)
+    fast.to(torch.bfloat16)
+    assert not fast._graphs
+    few = pixels.to(torch.bfloat16)
+    torch.testing.assert_close(fast(few), tree(few), atol=2e-2, rtol=2e-2)
+
+
+def test_a_model_that_is_there_twice_runs_once(tiny):
+    source = tiny("dinov2")
+    tree = VSTEncoder.from_vfms(source, [source], [1, 3], 56)
+    full = FullEncoders.load(tree.config)
+    pixels = torch.randn(1, 3, tree.image_size, tree.image_size)
+    each, ran = dict.fromkeys(full.models, pixels), []
+    for name, model in full.models.items():
+        model.blocks["0"].register_forward_hook(lambda *_, name=name: ran.append(name))
+    torch.testing.assert_close(Overlapped(full)(each), full(each), atol=1e-6, rtol=0)
+    assert ran == ["dinov2", "dinov2"]  # once in each of the two calls, and the other of the pair never
+
+
+def test_a_move_or_a_cast_is_followed(tree_of):
+    tree, pixels = made(tree_of, "norm", "cpu")
+    fast = Overlapped(tree)
+    before = fast._streams
+    fast.to(torch.bfloat16)
+    assert fast._streams is not before
+    assert fast(pixels.to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_an_error_leaves_nothing_open(tree_of):
+    tree, pixels = made(tree_of, "four", "cpu")
+    fast = Overlapped(tree)
+    fast._streams._open.append("left by a call that failed")
+    torch.testing.assert_close(fast(pixels), tree(pixels), atol=1e-6, rtol=0)
+    assert fast._streams._open == []
 
 
 def test_a_branch_is_launched_before_the_trunk_goes_on_and_all_are_joined(tree_of):

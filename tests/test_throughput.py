@@ -10,9 +10,11 @@ import torch
 
 from vst import cli
 from vst.cache import TargetCache
-from vst.cost import fit_flops
+from vst.cost import fit_flops, tree_cost
 from vst.matching import Matcher, Teacher
-from vst.scaling import measure_scaling
+from vst.report import inspect_tree
+from vst.scaling import check_division, measure_scaling
+from vst.stitch import STITCHES
 from vst.throughput import Batch, FitStep, measure_fit, measure_ridge, pays_from
 
 
@@ -38,6 +40,28 @@ def test_flops_of_a_step_on_paper(tree):
     assert found["flops_ratio"] == pytest.approx(on_paper([1, 2, 3]) / sum(on_paper([s]) for s in (1, 2, 3)), rel=0.03)
     assert found["over"] == pytest.approx(found["time_ratio"] / found["flops_ratio"])
     assert found["time_ratio_low"] <= found["time_ratio"] <= found["time_ratio_high"]
+
+
+@pytest.mark.parametrize("family", sorted(STITCHES))
+def test_the_paper_covers_every_family_to_the_share_of_its_stitches(tree_of, family):
+    """Half a forward pass of the stitches, more or less."""
+    tree = tree_of("dinov2", "dinov2", splits=(1, 2), widths=(32, 32), stitch=family)
+    counted = measure_fit(tree, batch_size=1, repeats=1, show_progress=False)["rows"][0]["gflops"] * 1e9
+    stitches = sum(tree_cost(tree.config, s).stitches for s in tree.splits)
+    assert abs(counted - fit_flops(tree.config)) < 1.2 * stitches
+
+
+def test_a_plan_counts_what_each_branch_holds(tree_of):
+    """Splits that branches do not share: one pass is no more than the sum of separate runs, and both are told."""
+    apart = tree_of("dinov2", "clip", "siglip", splits={"clip": [1, 2], "siglip": [3]})
+    alone = [fit_flops(apart.config, [s]) for s in (1, 2, 3)]
+    assert max(alone) < fit_flops(apart.config) < sum(alone)
+    only = tree_of("dinov2", "siglip", splits=(3,))
+    assert fit_flops(apart.config, [3]) == fit_flops(only.config)
+    assert fit_flops(apart.config, [3], cached=True) < fit_flops(apart.config, [3])
+    inspect_tree(apart.config, torch.float16)
+    with pytest.raises(ValueError, match="Split 4 was asked for; expected some of"):
+        fit_flops(apart.config, [4])
 
 
 def test_checkpointing_bounds_what_is_kept(tree):
@@ -100,12 +124,12 @@ class _Blind:
 
 @pytest.mark.parametrize(
     ("writing", "reading", "epoch"),
-    [(1.1, 0.8, 2), (1.0, 0.9, 2), (1.25, 0.8, 3), (1.55, 0.9, 7), (0.99, 0.9, 1), (1.1, 1.0, None)],
+    [(1.1, 0.8, 2), (1.0, 0.9, 2), (1.25, 0.8, 3), (1.55, 0.9, 7), (0.99, 0.9, 2), (1.1, 1.0, None), (0.99, 1.0, None)],
 )
 def test_the_epoch_from_which_a_cache_pays(writing, reading, epoch):
     assert pays_from(writing, reading) == epoch
     if epoch is not None:  # by going through the epochs
-        passed = [n for n in range(1, 99) if writing + (n - 1) * reading < n - 1e-9]
+        passed = [n for n in range(1, 99) if max(writing, 1) + (n - 1) * reading < n - 1e-9]
         assert passed[0] == epoch
 
 
@@ -123,7 +147,7 @@ def test_processes_are_measured_against_one_of_them(tree, tmp_path):
     tree.save_pretrained(tmp_path / "tree")
     words = ["throughput", "--path", str(tmp_path / "tree"), "--repeats", "2", "--out", str(tmp_path / "run")]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run([*launch, "-m", "vst.cli", *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launch, "-m", "vst", *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "speed-up" in done.stdout
     found = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
@@ -135,6 +159,13 @@ def test_processes_are_measured_against_one_of_them(tree, tmp_path):
 def test_one_process_is_nothing_to_scale(tree):
     with pytest.raises(ValueError, match="torchrun --nproc_per_node 2"):
         measure_scaling(tree)
+    with pytest.raises(ValueError, match="batch_size is 4; expected a multiple of 3"):
+        check_division(4, 3)
+
+
+def test_a_cache_needs_a_folder(tree, tmp_path):
+    with pytest.raises(ValueError, match="no folder: make it first"):
+        measure_fit(tree, cache=tmp_path / "none")
 
 
 def test_one_depth_has_nothing_to_be_compared_with(tree_of):

@@ -64,13 +64,15 @@ class FullEncoders(nn.Module):
         A model that is there twice (the control of doubled tokens) runs once for the same pixels.
         """
         out: dict[str, Tensor] = {}
-        ran: dict[tuple[VFMSpec, int], Tensor] = {}
-        for name, model in self.models.items():
-            key = (model.spec, id(pixels[name]))
-            if key not in ran:
-                ran[key] = model.read(model.taps(pixels[name], [model.stop])[model.stop])
-            out[name] = ran[key]
+        for name, first in self.same(pixels).items():
+            model = self.models[name]
+            out[name] = out[first] if first in out else model.read(model.taps(pixels[name], [model.stop])[model.stop])
         return out
+
+    def same(self, pixels: Mapping[str, Tensor]) -> dict[str, str]:
+        """By name, the first of the models that gives the same tokens: mostly itself."""
+        first: dict[tuple[VFMSpec, int], str] = {}
+        return {name: first.setdefault((m.spec, id(pixels[name])), name) for name, m in self.models.items()}
 
     def forward(self, pixels: Mapping[str, Tensor]) -> Tensor:
         """Fused tokens (of one model: its own, normalised alike)."""

@@ -91,7 +91,7 @@ class TargetCache:
 
     def read(self, rows: Sequence[int], device: torch.device | str = "cpu") -> dict[int, Tensor]:
         """Rows by depth, each ``[rows, tokens, width]`` fp32."""
-        flat = torch.from_numpy(self._rows[list(rows)].astype(np.float32)).to(device)
+        flat = torch.from_numpy(self._rows[list(rows)]).to(device).float()
         out, at = {}, 0
         for depth, (tokens, width) in self.shapes.items():
             out[depth] = flat[:, at : at + tokens * width].unflatten(1, (tokens, width))

@@ -17,6 +17,7 @@ from vst.demo.job import DemoConfig, run_demo
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
 from vst.protocol.command import protocol
+from vst.timing_report import LLAVA_PICTURES
 from vst.tree import VSTEncoder
 
 
@@ -176,7 +177,7 @@ def throughput(
     device: str = "auto",
     precision: str = "auto",
     checkpointing: bool = False,
-    pictures: int = 558_000,
+    pictures: int = LLAVA_PICTURES,
     cache: str | None = None,
     out: str | None = None,
     overwrite: bool = False,
@@ -188,7 +189,7 @@ def throughput(
     Examples:
         vst throughput --path runs/demo/tree
         vst throughput --config configs/trees/dinov2-clip-l.yaml --batch_size 32
-        torchrun --nproc_per_node 2 -m vst.cli throughput --path runs/demo/tree
+        torchrun --nproc_per_node 2 -m vst throughput --path runs/demo/tree
 
     Args:
         path: folder of a saved tree; or give tree.
@@ -205,13 +206,17 @@ def throughput(
     """
     from vst.processes import uses_bf16
     from vst.runs import Run
-    from vst.scaling import measure_scaling
+    from vst.scaling import check_division, measure_scaling
     from vst.throughput import measure_fit
     from vst.timing_report import scaling_table, throughput_table
 
     where, model, processes = _device(device), _tree(path, tree), int(os.environ.get("WORLD_SIZE", "1"))
     options = {"batch_size": batch_size, "repeats": repeats, "checkpointing": checkpointing}
     main = os.environ.get("RANK", "0") == "0"
+    if processes > 1:
+        check_division(batch_size, processes)
+        if cache is not None or (where == "cpu" and torch.cuda.is_available()):
+            raise ValueError("Under torchrun there is no cache to measure, and a GPU is used where there is one.")
     run = None
     if out is not None and main:
         facts = {"tree": model.config.to_dict(), **options, "precision": precision, "processes": processes}
@@ -373,7 +378,3 @@ def _summary(function: Callable[..., Any]) -> str:
 
 def _without_config(values: dict[str, Any]) -> dict[str, Any]:
     return {k: _without_config(v) if isinstance(v, dict) else v for k, v in values.items() if k != "config"}
-
-
-if __name__ == "__main__":
-    main()

@@ -88,20 +88,21 @@ def fit_flops(config: VSTConfig, splits: Sequence[int] | None = None, *, cached:
 
     The trunk runs to the deepest split, every target to the features (not where ``cached``). A tail goes forward, and
     backward to its input alone: its matrices once more, its attention products twice (four for each two). A stitch
-    is reckoned with two and a half times its forward pass: itself, its weights' gradients, and its inputs' where
-    another layer of it lies below.
+    is reckoned with two and a half times its forward pass (linear takes less, lora more): itself, its weights'
+    gradients, and its inputs' where another layer of it lies below. What checkpointing recomputes is not counted.
 
     Raises:
         ValueError: a split that no branch holds.
     """
-    chosen = config.splits if splits is None else list(splits)
-    if missing := set(chosen) - {s for b in config.branches for s in b.splits}:
-        raise ValueError(f"Split {min(missing)} was asked for; the tree holds {config.splits}.")
+    held = sorted({s for b in config.branches for s in b.splits})
+    chosen = held if splits is None else list(splits)
+    if missing := set(chosen) - set(held):
+        raise ValueError(f"Split {min(missing)} was asked for; expected some of {held}, which the tree holds.")
     patches, tree = config.grid**2, VSTEncoder.skeleton(config)
     pairs = [(b, s) for b in config.branches for s in chosen if s in b.splits]
     macs = config.trunk.stem_macs(patches) + max(b.reads(s) for b, s in pairs) * config.trunk.block_macs(patches)
-    for b in config.branches:
-        macs += 0 if cached else b.spec.stem_macs(patches) + b.stop * b.spec.block_macs(patches)
+    for b in () if cached else {b.name: b for b, _ in pairs}.values():
+        macs += b.spec.stem_macs(patches) + b.stop * b.spec.block_macs(patches)
     for b, split in pairs:
         block = b.spec.block_macs(patches)
         attention = block - (patches + b.spec.prefix) * b.spec.block_weights

@@ -16,8 +16,8 @@ _MB = 2**20
 def working_mb(call: Callable[[], Any], device: torch.device | str = "cpu") -> float:
     """Memory in MB (2**20 bytes) that a call holds at the most beside what was held before it.
 
-    On a GPU by the allocator's own count; elsewhere the tensors that operators give, from their making to their
-    freeing, without the scratch space of an operator.
+    On a GPU by the allocator's own count; elsewhere the tensors that torch's operators give, from their making to
+    their freeing, without the scratch space of an operator.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -32,18 +32,18 @@ def working_mb(call: Callable[[], Any], device: torch.device | str = "cpu") -> f
     return live.peak / _MB
 
 
-def kept_mb(forward: Callable[[], torch.Tensor], weights: set[int]) -> float:
+def saved_mb(forward: Callable[[], torch.Tensor], known: set[int]) -> float:
     """Memory in MB that autograd keeps between a forward and its backward pass.
 
     Args:
         forward: gives the loss.
-        weights: addresses of storages that are there anyway.
+        known: addresses of storages that are there anyway, such as weights.
     """
     held: dict[int, int] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in known:
             held[storage.data_ptr()] = storage.nbytes()
         return x
 
@@ -62,6 +62,11 @@ class _Live(TorchDispatchMode):
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, torch._ops.OpOverload):  # in inference mode operators made of others come whole
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         before = {x.untyped_storage()._cdata for x in given}
         out = func(*args, **(kwargs or {}))

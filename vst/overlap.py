@@ -57,6 +57,15 @@ class Streams:
         with torch.cuda.stream(side):
             yield
 
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """What was forked inside is joined at the end, or forgotten where an error ends it."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.clear()
+
     def join(self, *outputs: Tensor) -> None:
         """The current stream waits for all forks; ``outputs`` of theirs are used there from now on."""
         if self.device.type != "cuda":
@@ -72,12 +81,14 @@ class Streams:
 class Overlapped(nn.Module):
     """A tree, or its models in full, with branches that run at the same time; called as the tree is.
 
-    Tokens are the tree's own, to the rounding of the same kernels. For inference: no gradient flows.
+    Tokens are the tree's own, to the rounding of the same kernels. For inference, by one thread at a time: no gradient
+    flows.
 
     Args:
-        tower: a tree or models in full, in place on its device.
-        mode: streams or graphs. A graph is captured for every shape, dtype and split at its first call, and the last
-            eight are kept; it reads the weights where they were then, so move or cast the tower before, not after.
+        tower: a tree or models in full.
+        mode: streams or graphs. A graph is captured at its first call for every shape, dtype, split, fusion and kind of
+            autocast, and the last eight are kept; moving or casting the tower through this module drops them all.
+            A graph reads the weights where they were: do not move or cast the tower behind its back.
 
     Raises:
         ValueError: an unknown mode, or graphs without a CUDA device.
@@ -86,33 +97,47 @@ class Overlapped(nn.Module):
     def __init__(self, tower: VSTEncoder | FullEncoders, mode: str = "streams") -> None:
         super().__init__()
         self.tower, self.mode = tower, mode
-        self.device = next(tower.parameters()).device
         if mode not in MODES[1:]:
             raise ValueError(f"overlap is {mode!r}; expected {' or '.join(MODES[1:])}.")
+        self._settle()
         if mode == "graphs" and self.device.type != "cuda":
             raise ValueError(
                 f"The tower is on {self.device.type}, but graphs need CUDA: move it first, or use streams."
             )
+
+    def _settle(self) -> None:
+        self.device = next(self.tower.parameters()).device
         self._streams = Streams(self.device)
         self._graphs: OrderedDict[Any, tuple[Any, Any, Tensor]] = OrderedDict()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Overlapped:
+        super()._apply(fn, recurse)
+        self._settle()
+        return self
 
     @torch.no_grad()
     def forward(self, pixels: Tensor | Mapping[str, Tensor], split: int | Mapping[str, int] | None = None) -> Tensor:
         """Fused tokens, as the tower gives them."""
+        if isinstance(self.tower, FullTower):
+            pixels = self.tower.each(pixels)  # type: ignore[arg-type]  # not in a graph: it makes constants
         if self.mode == "streams":
             return self._run(pixels, split)
         return self._replay(pixels, split)
 
     def _run(self, pixels: Any, split: int | Mapping[str, int] | None) -> Tensor:
-        if isinstance(self.tower, VSTEncoder):
-            return self._tree(self.tower, pixels, split)
-        each = self.tower.each(pixels) if isinstance(self.tower, FullTower) else pixels
-        tokens = []
-        for name, model in self.tower.models.items():
+        with self._streams.joined():
+            if isinstance(self.tower, VSTEncoder):
+                return self._tree(self.tower, pixels, split)
+            return self._full(self.tower, pixels)
+
+    def _full(self, tower: FullEncoders, each: Mapping[str, Tensor]) -> Tensor:
+        tokens, same = {}, tower.same(each)
+        for name in dict.fromkeys(same.values()):
+            model = tower.models[name]
             with self._streams.fork(name, each[name]):
-                tokens.append(model.read(model.taps(each[name], [model.stop])[model.stop]))
-        self._streams.join(*tokens)
-        return self.tower.fused(tokens)
+                tokens[name] = model.read(model.taps(each[name], [model.stop])[model.stop])
+        self._streams.join(*tokens.values())
+        return tower.fused([tokens[first] for first in same.values()])
 
     def _tree(self, tree: VSTEncoder, pixels: Tensor, split: int | Mapping[str, int] | None) -> Tensor:
         config, trunk = tree.config, tree.trunk
@@ -127,36 +152,47 @@ class Overlapped(nn.Module):
                 branch = tree.branches[name]
                 with self._streams.fork(name, x):
                     tokens[name] = branch.tail.read(branch(x, chosen[name], trunk)).to(pixels.dtype)
-        if config.keep_trunk:
-            tokens[config.trunk_name] = trunk.read(x).to(pixels.dtype)
+            if config.keep_trunk and depth == config.trunk_stop:
+                tokens[config.trunk_name] = trunk.read(x).to(pixels.dtype)
         self._streams.join(*tokens.values())
         return tree.fuse([tokens[name] for name in config.names])
 
     def _replay(self, pixels: Any, split: int | Mapping[str, int] | None) -> Tensor:
         given = dict(pixels) if isinstance(pixels, Mapping) else {"": pixels}
-        chosen = tuple(sorted(self.tower.config.resolve(split).items())) if isinstance(self.tower, VSTEncoder) else None
-        key = (chosen, tuple((n, tuple(p.shape), p.dtype) for n, p in given.items()))
+        config = self.tower.config
+        chosen = tuple(sorted(config.resolve(split).items())) if isinstance(self.tower, VSTEncoder) else None
+        cast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        fusion = (config.fusion, config.fusion_weights, config.normalise)
+        key = (chosen, fusion, cast, tuple((n, tuple(p.shape), p.dtype) for n, p in given.items()))
         if key not in self._graphs:
-            self._graphs[key] = self._capture(given, split, isinstance(pixels, Mapping))
+            self._graphs[key] = self._capture(given, split, isinstance(pixels, Mapping), cast)
             while len(self._graphs) > _KEPT:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         graph, held, out = self._graphs[key]
         for name, p in given.items():
             held[name].copy_(p)
-        graph.replay()
+        with torch.cuda.device(self.device):
+            graph.replay()
         return out.clone()  # the next replay writes over it
 
-    def _capture(self, given: dict[str, Tensor], split: Any, by_name: bool) -> tuple[Any, dict[str, Tensor], Tensor]:
-        held = {n: p.clone() for n, p in given.items()}
+    @torch.inference_mode(False)  # else what is held could not be written to by a later call outside of it
+    @torch.no_grad()
+    def _capture(
+        self, given: dict[str, Tensor], split: Any, by_name: bool, cast: torch.dtype | None
+    ) -> tuple[Any, dict[str, Tensor], Tensor]:
+        held = {n: torch.empty_like(p, device=self.device).copy_(p) for n, p in given.items()}
         call = partial(self._run, held if by_name else held[""], split)
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARMUP):
-                call()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = call()
+        # Without autocast's cache of cast weights: it is emptied after the call, and replays would read freed memory.
+        autocast = torch.autocast("cuda", dtype=cast or torch.bfloat16, enabled=cast is not None, cache_enabled=False)
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
+        with torch.cuda.device(self.device), autocast:
+            side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(side):
+                for _ in range(_WARMUP):
+                    call()
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            # other threads, such as a loader that pins memory, may go on with what a capture forbids
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                out = call()
         return graph, held, out

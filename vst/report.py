@@ -183,7 +183,7 @@ def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
     fit = ""
     if config.branches:
-        apart = sum(fit_flops(config, [s]) for s in sorted({s for b in config.branches for s in b.splits}))
+        apart = sum(fit_flops(config, [s]) for s in {s for b in config.branches for s in b.splits})
         fit = (
             f"; fitting all stitches by FFM: {fit_flops(config) / 1e9:.1f} GFLOPs a picture in one pass, "
             f"{fit_flops(config, cached=True) / 1e9:.1f} with cached targets, {apart / 1e9:.1f} in separate runs"

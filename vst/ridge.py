@@ -66,7 +66,7 @@ class RidgeSums:
         self.rows += len(x)
 
     def nbytes(self) -> int:
-        """Memory of what is kept: the same for a thousand rows and a billion."""
+        """Memory of what is kept: bounded, however many rows come."""
         return sum(t.nbytes for t in (*self._sums.values(), *(self._shift or ()), *self._sample))
 
     def y_std(self) -> Tensor:

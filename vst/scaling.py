@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def measure_scaling(
     """Time steps of a fit under ``torchrun``; every process calls this alike.
 
     Args:
-        tree: whose stitches would be fitted; they are changed.
+        tree: whose stitches would be fitted; they are changed, and differ between processes afterwards.
         batch_size: pictures a step, of all processes together.
         repeats: counted rounds; in each the first process takes one step alone, then all take one together.
         precision: auto, fp32 or bf16, as of a fit.
@@ -39,18 +40,14 @@ def measure_scaling(
         ``rows``, for one process and for all: ``processes``, ``pictures_per_s`` and the fields of
         :class:`vst.latency.Latency` against one; ``speed_up`` with a 95 % interval ``speed_up_low``,
         ``speed_up_high``; ``efficiency``, speed-up over processes; ``threads`` of a process. Times are the first
-        process', which waits for the others.
+        process', which waits for the others, without loading pictures.
 
     Raises:
         ValueError: one process only, or a batch that does not divide among them.
     """
     accelerator = accelerator_for(FitConfig())
     world, device = accelerator.num_processes, accelerator.device
-    if world < 2 or batch_size % world:
-        raise ValueError(
-            f"batch_size {batch_size} for {world} process(es); expected at least two, among which the batch divides "
-            "evenly: start with torchrun --nproc_per_node 2."
-        )
+    check_division(batch_size, world)
     bf16 = uses_bf16(precision, device)
     teacher, main = Teacher(tree).to(device), accelerator.is_main_process
     alone = FitStep(teacher, Batch.random(teacher, batch_size, device), Matcher(teacher, objective), bf16)
@@ -82,8 +79,20 @@ def measure_scaling(
         rows.append({"processes": processes, "pictures_per_s": speed, **found.to_dict()})
     ups = [a / b for a, b in zip(times["one"], times["every"], strict=True)]
     low, high = median_interval(ups)
-    speed_up = 1 / rows[1]["ratio"]
+    speed_up = statistics.median(ups)
     return {
         "rows": rows, "batch_size": batch_size, "threads": torch.get_num_threads(), "speed_up": speed_up,
         "speed_up_low": low, "speed_up_high": high, "efficiency": speed_up / world,
     }  # fmt: skip
+
+
+def check_division(batch_size: int, processes: int) -> None:
+    """Make sure that a batch can be shared out.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if processes < 2:
+        raise ValueError("One process has nothing to be compared with: start several, torchrun --nproc_per_node 2 ...")
+    if batch_size % processes:
+        raise ValueError(f"batch_size is {batch_size}; expected a multiple of {processes}, the number of processes.")

@@ -17,7 +17,7 @@ from vst.cache import TargetCache, cache_bytes
 from vst.cost import flops_of
 from vst.latency import median_interval, rounds, summary
 from vst.matching import Matcher, Teacher
-from vst.memory import kept_mb, working_mb
+from vst.memory import saved_mb, working_mb
 from vst.ridge import RidgeSums
 from vst.tree import VSTEncoder
 
@@ -48,22 +48,25 @@ def measure_fit(
         bf16: autocast, as a fit does on a GPU.
         checkpointing: recompute the tails' activations in the backward pass.
         objective: ffm or lfm.
-        cache: folder whose disk holds the cached targets meanwhile; default: the system's temporary one.
+        cache: folder that holds the cached targets meanwhile; default: the system's temporary one. The same pictures
+            come each step, so they are read from the system's page cache, as of a data set that fits the memory.
         show_progress: a bar with the time left.
 
     Returns:
         ``rows``, one a way: ``name``, ``splits``, ``gflops`` a step, ``pictures_per_s``, ``saved_mb``
-        (activations kept for the backward pass), ``working_mb`` (what a step holds at the most beside the weights)
-        and the fields of :class:`vst.latency.Latency` against all depths in one pass;
+        (activations kept for the backward pass), ``working_mb`` (what a step holds at the most beside weights, pictures
+        and AdamW's state) and the fields of :class:`vst.latency.Latency` against all depths in one pass;
         ``time_ratio`` and ``flops_ratio`` of one pass over the sum of separate runs (with ``time_ratio_low`` and
         ``time_ratio_high``, a 95 % interval of the median); ``over``, the first over the second: what one pass loses
         against arithmetic; ``cache_pays_from``, the first epoch whose end is reached sooner with targets on disk (None:
-        never), and ``cache_mb`` a picture; ``ridge``, rows of :func:`measure_ridge`.
+        never), and ``cache_mb`` a picture; ``ridge``, rows of :func:`measure_ridge`; ``batch_size`` and ``threads``.
 
     Raises:
-        ValueError: a tree with fewer than two splits that all branches hold.
+        ValueError: a tree with fewer than two splits that all branches hold, or no such folder for the cache.
     """
     config = tree.config
+    if cache is not None and not Path(cache).is_dir():
+        raise ValueError(f"cache is {str(cache)!r}, which is no folder: make it first.")
     if len(config.splits) < 2:
         raise ValueError(f"The tree holds the splits {config.splits}; expected at least two, to compare one pass with.")
     teacher = Teacher(tree).to(torch.device(device))
@@ -83,29 +86,27 @@ def measure_fit(
             times = rounds(calls, repeats=repeats, warmup=1, device=device, show_progress=show_progress, title="steps")
             working = {name: working_mb(call, device) for name, call in calls.items()}
             weights = {p.untyped_storage().data_ptr() for m in (tree, *teacher.heads.values()) for p in m.parameters()}
-            saved = {name: kept_mb(way.forward, weights) for name, way in ways.items()}
+            saved = {name: saved_mb(way.forward, weights) for name, way in ways.items()}
         finally:
             for branch in tree.branches.values():
                 branch.tail.checkpointing = False
     together = [t / sum(parts) for t, *parts in zip(times[ONE_PASS], *(times[n] for n in alone), strict=True)]
     low, high = median_interval(together)
     time_ratio, flops_ratio = statistics.median(together), flops[ONE_PASS] / sum(flops[n] for n in alone)
-    rows = []
-    for name in calls:
-        found = summary(times[name], times[ONE_PASS])
-        rows.append(
-            {
-                "name": name, "splits": held[name], "gflops": flops[name] / 1e9,
-                "pictures_per_s": batch_size / found.median_ms * 1e3, "saved_mb": saved[name],
-                "working_mb": working[name], **found.to_dict(),
-            }
-        )  # fmt: skip
-    writing, reading = (summary(times[name], times[ONE_PASS]).ratio for name in (WRITING, READING))
+    found = {name: summary(own, times[ONE_PASS]) for name, own in times.items()}
+    rows = [
+        {
+            "name": name, "splits": held[name], "gflops": flops[name] / 1e9,
+            "pictures_per_s": batch_size / found[name].median_ms * 1e3, "saved_mb": saved[name],
+            "working_mb": working[name], **found[name].to_dict(),
+        }
+        for name in calls
+    ]  # fmt: skip
     return {
         "rows": rows, "batch_size": batch_size, "threads": torch.get_num_threads(), "time_ratio": time_ratio,
         "time_ratio_low": low, "time_ratio_high": high, "flops_ratio": flops_ratio, "over": time_ratio / flops_ratio,
-        "cache_pays_from": pays_from(writing, reading),
-        "cache_mb": sum(cache_bytes(1, s) for s in shapes.values()) / 1e6,
+        "cache_pays_from": pays_from(found[WRITING].ratio, found[READING].ratio),
+        "cache_mb": sum(cache_bytes(1, s) for s in shapes.values()) / 2**20,
         "ridge": measure_ridge(tree, device=device),
     }  # fmt: skip
 
@@ -114,22 +115,19 @@ def pays_from(writing: float, reading: float) -> int | None:
     """The first epoch whose end comes sooner with a cache: ``writing + (n - 1) reading < n``; None: there is none.
 
     Args:
-        writing, reading: time of an epoch that fills the cache and of one that reads it, over that of one without.
+        writing, reading: time of an epoch that fills the cache and of one that reads it, over that of one without. The
+            first does more work than one without, so below 1 it is taken as 1.
     """
-    if writing < 1:
-        return 1
-    if reading >= 1:
-        return None
-    return int((writing - reading) / (1 - reading)) + 1
+    return None if reading >= 1 else int((max(writing, 1.0) - reading) / (1 - reading)) + 1
 
 
 @torch.no_grad()
 def measure_ridge(tree: VSTEncoder, *, device: torch.device | str = "cpu", repeats: int = 16) -> list[dict[str, Any]]:
-    """Time the closed-form start of one stitch of every branch, on random tokens of its widths.
+    """Time the closed-form map of patch tokens of one stitch of every branch, on random tokens of its widths.
 
     Returns:
-        By branch: ``branch``, ``widths``, ``seconds_per_million`` tokens, ``solve_s``, ``sums_mb`` (all that it
-        holds, however many tokens), ``gflops_per_s`` (achieved in the sums).
+        By branch: ``branch``, ``widths``, ``seconds_per_million`` tokens, ``solve_s``, ``sums_mb`` (all that is
+        kept, however many tokens), ``gflops_per_s`` (achieved in the sums).
     """
     found = []
     for b in tree.config.branches:
@@ -171,7 +169,7 @@ class Batch:
 
 
 class FitStep:
-    """One step of a fit, as :func:`vst.fit_stitches` takes it.
+    """One step of a fit, as :func:`vst.fit_stitches` takes it, without loading pictures.
 
     Args:
         teacher: the frozen models.
@@ -209,7 +207,8 @@ class FitStep:
         self.optimizer.zero_grad()
 
     def _computed(self) -> dict[str, dict[int, Tensor]]:
-        return {n: self.matcher.wanted(n, self.teacher.target(n, own)) for n, own in self.batch.own.items()}
+        names = dict.fromkeys(name for name, _ in self.matcher.keys)
+        return {n: self.matcher.wanted(n, self.teacher.target(n, self.batch.own[n])) for n in names}
 
     def _targets(self) -> dict[str, dict[int, Tensor]]:
         if not self.writes and not self.reads:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vst.report import markdown, table
 
+LLAVA_PICTURES = 558_000  # of LLaVA-1.5's first stage
 Shown = tuple[list[str], list[list[str]]]
 
 
@@ -66,7 +67,7 @@ def throughput_notes(results: Mapping[str, Any]) -> str:
         f"{results['time_ratio_high']:.3f}) of their time, {results['flops_ratio']:.3f} of their FLOPs: "
         f"{results['over']:.3f} times what arithmetic allows; targets on disk ({results['cache_mb']:.2f} MB a picture) "
         f"{'do not pay' if pays is None else f'pay from epoch {pays}'}; saved: activations kept for the backward pass; "
-        "working: all that a step holds beside the weights"
+        "working: what a step holds beside weights, pictures and AdamW's state; the disk is the system's page cache"
     )
 
 
@@ -107,7 +108,7 @@ def scaling_notes(results: Mapping[str, Any]) -> str:
     return (
         f"speed-up {results['speed_up']:.2f} ({results['speed_up_low']:.2f} .. {results['speed_up_high']:.2f}), "
         f"{100 * results['efficiency']:.0f} % of the processes; batch {results['batch_size']} in all, "
-        f"{results['threads']} thread(s) a process"
+        f"{results['threads']} thread(s) a process, of one alone as well"
     )
 
 
@@ -116,7 +117,7 @@ def scaling_table(results: Mapping[str, Any], pictures: int) -> None:
     table("Steps of a fit, interleaved", *scaling_rows(results, pictures), scaling_notes(results))
 
 
-def timings_markdown(results: Any, pictures: int = 558_000) -> str:
+def timings_markdown(results: Any, pictures: int = LLAVA_PICTURES) -> str:
     """The tables of ``results`` of a run of vst latency or vst throughput, as Markdown."""
     if isinstance(results, list):
         parts = []
