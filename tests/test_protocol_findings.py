@@ -3,7 +3,8 @@
 import pytest
 
 from vst.protocol.findings import HOLDS, NOT, UNKNOWN, difference, findings
-from vst.protocol.tables import Table, saving, score_tables, spread
+from vst.protocol.tables import Table, saving, score_tables
+from vst.report import spread
 
 
 def rows(scores, depths=(2, 10), start="", noise=0.01, seeds=(0, 1, 2)):
