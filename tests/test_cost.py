@@ -167,11 +167,11 @@ def test_measure_tree_has_a_row_for_every_tower(tree_of):
     assert by_name["VST-3"] < by_name["VST-1"] < 1
 
 
-def test_overlapped_towers_are_measured_beside_those_in_turn(tree_of):
-    rows = measure_tree(tree_of("dinov2", "clip"), repeats=1, overlap="streams", show_progress=False)
-    full = [(r["name"], r["overlap"], r["flops_ratio"]) for r in rows if r["kind"] == "full"]
-    assert full == [("all in full", "none", 1), ("all in full, streams", "streams", 1)]
-    assert {r["overlap"] for r in rows if r["kind"] != "full"} == {"streams"}
+def test_other_executions_are_measured_beside_the_eager_one(tree_of):
+    rows = measure_tree(tree_of("dinov2", "clip"), repeats=1, execution="streams", show_progress=False)
+    full = [(r["name"], r["execution"], r["flops_ratio"]) for r in rows if r["kind"] == "full"]
+    assert full == [("all in full", "eager", 1), ("all in full, streams", "streams", 1)]
+    assert {r["execution"] for r in rows if r["kind"] != "full"} == {"streams"}
     assert [r["name"] for r in rows if r["kind"] == "single"] == ["dinov2 alone", "clip alone"]
 
 
@@ -216,7 +216,7 @@ def test_the_benchmark_covers_all_pairs_and_goes_on(tree_of, tmp_path, monkeypat
         ({"batch_sizes": []}, "at least one"),
         ({"batch_sizes": [0]}, "at least 1"),
         ({"repeats": 0}, "at least 1"),
-        ({"overlap": "yes"}, "overlap is 'yes'"),
+        ({"execution": "yes"}, "execution is 'yes'"),
     ],
 )
 def test_bad_benchmarks_are_named(options, message):

@@ -9,6 +9,8 @@ import pytest
 from llava_integration.assemble import assemble
 from llava_integration.commands import COMMANDS
 from vst import cli
+from vst.runs import read_json
+from vst.timing_report import timings_markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -71,6 +73,14 @@ def test_command_lines_parse(line, monkeypatch):
         at = words.index("vst")
         assert words[:at] in ([], ["torchrun", "--nproc_per_node", "2", "-m"])
         assert cli.parse(words[at + 1 :])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results/performance").glob("*.json")), ids=lambda p: p.stem)
+def test_tables_of_timings_are_those_of_their_files(path):
+    page = (ROOT / "docs/performance.md").read_text()
+    assert path.name in page
+    for line in timings_markdown(read_json(path)["results"]).splitlines():
+        assert line in page
 
 
 def test_there_are_commands_to_test():

@@ -2,7 +2,7 @@
 
 python tools/results_table.py docs/results/evidence/results.json
 python tools/results_table.py docs/results/llava-sweep/results.json
-python tools/results_table.py docs/results/performance/latency-batch8.json
+python tools/results_table.py docs/results/performance/latency-demo.json
 """
 
 import argparse

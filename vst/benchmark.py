@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from vst.execution import EXECUTIONS
 from vst.latency import measure_tree
-from vst.overlap import MODES
 from vst.runs import Run, atomic_path, read_json
 from vst.tree import VSTEncoder
 
@@ -27,20 +27,20 @@ class BenchmarkConfig:
         dtypes: float32, bfloat16 or float16, of weights and pixels.
         repeats: counted rounds for each pair of the two; in each round every tower is called once.
         device: auto, cpu or cuda.
-        overlap: none, streams or graphs: whether the branches of a call run at the same time (see vst/overlap.py).
+        execution: eager, streams, graphs or compile: how towers are run (see vst/execution.py).
     """
 
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     dtypes: list[str] = field(default_factory=lambda: ["float32"])
     repeats: int = 15
     device: str = "auto"
-    overlap: str = "none"
+    execution: str = "eager"
 
     def __post_init__(self) -> None:
         if unknown := set(self.dtypes) - set(DTYPES):
             raise ValueError(f"dtype is {min(unknown)!r}; expected float32, float16 or bfloat16.")
-        if self.overlap not in MODES:
-            raise ValueError(f"overlap is {self.overlap!r}; expected {', '.join(MODES)}.")
+        if self.execution not in EXECUTIONS:
+            raise ValueError(f"execution is {self.execution!r}; expected {', '.join(EXECUTIONS)}.")
         if not self.batch_sizes or not self.dtypes or min([self.repeats, *self.batch_sizes]) < 1:
             raise ValueError(
                 f"batch sizes {self.batch_sizes}, dtypes {self.dtypes} and repeats {self.repeats}: expected at least "
@@ -89,7 +89,7 @@ def benchmark(
                 repeats=config.repeats,
                 device=device,
                 dtype=getattr(torch, dtype),
-                overlap=config.overlap,
+                execution=config.execution,
                 show_progress=show_progress,
             )
             if run is not None:
@@ -99,8 +99,8 @@ def benchmark(
         write_csv(rows, run.path("latency.csv"))
         where = read_json(run.path("environment.json"))
         caption = (
-            f"{where['device_name']}, {where['torch_threads']} threads, torch {where['versions']['torch']}, overlap "
-            f"{config.overlap}; medians of {config.repeats} interleaved rounds, bars: 95 % intervals of the median"
+            f"{where['device_name']}, {where['torch_threads']} threads, torch {where['versions']['torch']}, "
+            f"{config.execution}; medians of {config.repeats} interleaved rounds, bars: 95 % intervals of the median"
         )
         benchmark_plot(rows, run.path("latency.png"), caption)
         run.finish(rows)  # last: a run with results is complete

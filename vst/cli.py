@@ -133,7 +133,7 @@ def latency(
     repeats: int = 15,
     device: str = "auto",
     dtype: str | list[str] = "float32",
-    overlap: str = "none",
+    execution: str = "eager",
     out: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -153,7 +153,8 @@ def latency(
         repeats: counted rounds.
         device: auto, cpu or cuda.
         dtype: float32, bfloat16 or float16, one or several.
-        overlap: none, streams or graphs: let the branches of a call run at the same time on a GPU.
+        execution: eager, streams or graphs (the branches of a call run at the same time on a GPU), or compile; all in
+            full are then measured both ways.
         out: run folder for results.json, latency.csv and latency.png; default: only print.
         resume: go on with a stopped run in out.
         overwrite: replace the run in out.
@@ -162,7 +163,7 @@ def latency(
     from vst.timing_report import latency_table
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
-    config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, overlap)
+    config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, execution)
     where, model = _device(device), _tree(path, tree)
     rows = benchmark(model, config, where, out, resume=resume, overwrite=overwrite)
     for kind, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows):

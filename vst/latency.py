@@ -18,8 +18,8 @@ import torch
 
 from vst.baseline import FullEncoders
 from vst.cost import full_cost, model_cost, tree_cost
+from vst.execution import executed
 from vst.memory import working_mb
-from vst.overlap import Overlapped
 from vst.progress import progress
 from vst.tree import VSTEncoder
 
@@ -154,7 +154,7 @@ def measure_tree(
     repeats: int = 15,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    overlap: str = "none",
+    execution: str = "eager",
     show_progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Time a tree at every split, each of its models alone, and all of them in full, one after another.
@@ -167,15 +167,16 @@ def measure_tree(
         repeats: counted rounds.
         device: of all towers.
         dtype: of weights and pixels.
-        overlap: none, streams or graphs (see :mod:`vst.overlap`), for splits and models alone; all models in full are
-            then measured both ways, in turn (the reference, as towers of several encoders run today) and overlapped.
+        execution: eager, streams, graphs or compile (see :mod:`vst.execution`), for splits and models alone; all models
+            in full are then measured both ways: eager (the reference, as towers of several encoders run today) and so.
         show_progress: a bar with the time left.
 
     Returns:
-        Rows of ``name``, ``kind`` (split, single, full), ``split``, ``batch_size``, ``dtype``, ``overlap``,
+        Rows of ``name``, ``kind`` (split, single, full), ``split``, ``batch_size``, ``dtype``, ``execution``,
         ``gflops`` a picture, ``flops_ratio``, ``images_per_s``, ``gflops_per_s`` (achieved), ``peak_mb`` (the weights
-        that the tower needs, and what a call holds at the most beside them: :func:`vst.memory.working_mb`) and the
-        fields of :class:`Latency`; both ratios are against all models in full. Latencies are of one call.
+        that the tower needs, and what a call holds at the most beside them: :func:`vst.memory.working_mb`; None for
+        compiled towers on a CPU) and the fields of :class:`Latency`; both ratios are against all models in full.
+        Latencies are of one call.
     """
     config = tree.config
     full = FullEncoders.load(config, pretrained=False).to(device, dtype)
@@ -188,13 +189,13 @@ def measure_tree(
         for n, m in full.models.items()
     }
     singles = {n: FullEncoders(config, {n: full.models[n]}) for n in full.models}
-    towers = {ALL: partial(_call, full, "none", each)}
-    if overlap != "none":
-        towers[f"{ALL}, {overlap}"] = partial(_call, full, overlap, each)
+    towers = {ALL: partial(_call, full, "eager", each)}
+    if execution != "eager":
+        towers[f"{ALL}, {execution}"] = partial(_call, full, execution, each)
     for n, single in singles.items():
-        towers[f"{n} alone"] = partial(_call, single, overlap, {n: each[n]})
+        towers[f"{n} alone"] = partial(_call, single, execution, {n: each[n]})
     for label, s in config.choices().items():
-        towers[label] = partial(_call, model, overlap, pixels, split=s)
+        towers[label] = partial(_call, model, execution, pixels, split=s)
     calls = {name: made() for name, made in towers.items()}
     times = measure(calls, reference=ALL, repeats=repeats, device=device, show_progress=show_progress)
     costs = dict.fromkeys([name for name in towers if name.startswith(ALL)], full_cost(config))
@@ -203,7 +204,11 @@ def measure_tree(
     rows = []
     for name, made in towers.items():
         cost, per_s = costs[name], batch_size / times[name].median_ms * 1e3
-        working = working_mb(partial(_first, made), device)
+        weights, working = cost.parameters * dtype.itemsize / 2**20, None
+        if (
+            execution != "compile" or name == ALL or torch.device(device).type == "cuda"
+        ):  # compiled code tells no operators
+            working = working_mb(partial(_first, made) if execution == "graphs" else calls[name], device)
         rows.append(
             {
                 "name": name,
@@ -211,24 +216,23 @@ def measure_tree(
                 "split": config.choices().get(name),
                 "batch_size": batch_size,
                 "dtype": str(dtype).removeprefix("torch."),
-                "overlap": "none" if name == ALL else overlap,
+                "execution": "eager" if name == ALL else execution,
                 "gflops": cost.flops / 1e9,
                 "flops_ratio": cost.flops / costs[ALL].flops,
                 "images_per_s": per_s,
                 "gflops_per_s": cost.flops / 1e9 * per_s,
-                "peak_mb": cost.parameters * dtype.itemsize / 2**20 + working,
+                "peak_mb": None if working is None else weights + working,
                 **times[name].to_dict(),
             }
         )
     return rows
 
 
-def _call(tower: Any, overlap: str, pixels: Any, **options: Any) -> Callable[[], Any]:
-    """A call of a tower, with an overlap of its own: its graphs need not make room for others'."""
-    return partial(tower if overlap == "none" else Overlapped(tower, overlap), pixels, **options)
+def _call(tower: Any, execution: str, pixels: Any, **options: Any) -> Callable[[], Any]:
+    """A call of a tower by an execution of its own: its graphs need not make room for others'."""
+    return torch.no_grad()(partial(executed(tower, execution), pixels, **options))
 
 
-@torch.no_grad()
 def _first(made: Callable[[], Callable[[], Any]]) -> None:
     """The first call of a tower made anew: what a graph takes at its capture stays taken, so a replay shows none."""
     made()()

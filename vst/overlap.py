@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vst.baseline import FullEncoders, FullTower
 from vst.tree import VSTEncoder
 
-MODES = ("none", "streams", "graphs")
+MODES = ("streams", "graphs")
 _WARMUP = 3  # calls before a capture, as torch's documentation of CUDA graphs asks for
 _KEPT = 8  # graphs: each holds memory for its own activations
 
@@ -97,8 +97,8 @@ class Overlapped(nn.Module):
     def __init__(self, tower: VSTEncoder | FullEncoders, mode: str = "streams") -> None:
         super().__init__()
         self.tower, self.mode = tower, mode
-        if mode not in MODES[1:]:
-            raise ValueError(f"overlap is {mode!r}; expected {' or '.join(MODES[1:])}.")
+        if mode not in MODES:
+            raise ValueError(f"overlap is {mode!r}; expected {' or '.join(MODES)}.")
         self._settle()
         if mode == "graphs" and self.device.type != "cuda":
             raise ValueError(

@@ -14,14 +14,13 @@ Shown = tuple[list[str], list[list[str]]]
 def latency_rows(rows: Sequence[Mapping[str, Any]]) -> Shown:
     """Headings and cells of rows of ``vst.latency.measure_tree``; intervals hold the true median with 95 %."""
     heads = [
-        "tower", "median ms", "quartiles", "time / all in full (95 %)", "FLOPs / all in full", "time over FLOPs",
-        "pictures/s", "GFLOP/s", "peak MB",
+        "tower", "median ms", "time / all in full (95 %)", "FLOPs / all in full", "time over FLOPs", "pictures/s",
+        "GFLOP/s", "peak MB",
     ]  # fmt: skip
     return heads, [
         [
             r["name"],
             f"{r['median_ms']:.1f}",
-            f"{r['low_ms']:.1f} .. {r['high_ms']:.1f}",
             _ratio(r),
             f"{r['flops_ratio']:.3f}",
             f"{100 * (r['ratio'] / r['flops_ratio'] - 1):+.1f} %",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vst.protocol.tables import kinds, stitched_rows
 from vst.runs import atomic_path
 
 Row = Mapping[str, Any]
 COLOURS = ("#8a94a0", "#b9a37a", "#2f7d4f", "#b3541e", "#7a4fa3", "#2457a6", "#c2185b", "#00838f", "#6d4c41", "#9e9d24")
+STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 
 
 def curves(rows: Sequence[Row], task: str, family: str, path: Path) -> None:
@@ -54,33 +55,49 @@ def curves(rows: Sequence[Row], task: str, family: str, path: Path) -> None:
 
 
 def training_curves(rows: Sequence[Row], task: str, family: str, path: Path) -> None:
-    """Validation loss over epochs of every stage, a panel for each stage, the first seed's."""
+    """Validation loss over epochs, the first seed's: a column for each stage, a line of panels for each direction."""
     plt = _pyplot()
+    from matplotlib.lines import Line2D
+
     seed = min(r["seed"] for r in stitched_rows(rows))
     part = [r for r in stitched_rows(rows) if (r["task"], r["family"], r["seed"]) == (task, family, seed)]
-    stages = [s for s in ("lfm", "ffm", "tlt") if any(r["objective"].split("+")[-1] == s for r in part)]
+    stages = [s for s in ("lfm", "ffm", "tlt") if any(_last(r) == s for r in part)]
     if not stages:
         return
-    figure, panels = plt.subplots(1, len(stages), figsize=(4.8 * len(stages), 4.2), dpi=130, squeeze=False)
-    for axes, stage in zip(panels[0], stages, strict=True):
-        own = [r for r in part if r["objective"].split("+")[-1] == stage]
-        for i, r in enumerate(own):
-            history = r["stages"][stage]["history"]
-            axes.plot(
-                [h["epoch"] for h in history],
-                [h["validation"] for h in history],
-                "o-",
-                ms=3,
-                color=COLOURS[i % len(COLOURS)],
-                label=f"{r['source']} into {r['target']} {r['depth']}: {r['objective']}",
-            )
-        axes.set_title(f"{stage}, seed {seed}")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("validation loss")
-        axes.grid(alpha=0.25)
-        axes.legend(fontsize=5, frameon=False)
-    figure.tight_layout()
+    directions = list(dict.fromkeys((r["source"], r["target"]) for r in part))
+    depths = sorted(set(kinds(part, "depth")))
+    colours = {d: plt.get_cmap("viridis")(0.9 * i / max(1, len(depths) - 1)) for i, d in enumerate(depths)}
+    size = (4.2 * len(stages), 3.1 * len(directions) + 0.5)
+    figure, panels = plt.subplots(
+        len(directions), len(stages), figsize=size, dpi=130, squeeze=False, sharex="col", sharey="col"
+    )
+    for j, stage in enumerate(stages):
+        chains = kinds([r for r in part if _last(r) == stage], "objective")
+        styles = {chain: STYLES[i % len(STYLES)] for i, chain in enumerate(chains)}
+        for i, direction in enumerate(directions):
+            axes = panels[i][j]
+            for r in part:
+                if (r["source"], r["target"]) == direction and r["objective"] in styles:
+                    history = r["stages"][stage]["history"]
+                    epochs, losses = ([h[name] for h in history] for name in ("epoch", "validation"))
+                    axes.plot(epochs, losses, styles[r["objective"]], color=colours[r["depth"]], marker="o", ms=2.5)
+            axes.grid(alpha=0.25)
+            if i == 0:
+                axes.set_title(stage)
+                lines = [Line2D([], [], color="k", linestyle=style, label=chain) for chain, style in styles.items()]
+                axes.legend(handles=lines, fontsize=7, frameon=False)
+            if i == len(directions) - 1:
+                axes.set_xlabel("epoch")
+        for i, (source, target) in enumerate(directions):
+            panels[i][0].set_ylabel(f"{source} into {target}\nvalidation loss")
+    marks = [Line2D([], [], color=colour, label=f"depth {depth}") for depth, colour in colours.items()]
+    figure.legend(handles=marks, loc="lower center", ncol=len(marks), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     _save(figure, path)
+
+
+def _last(row: Row) -> str:
+    return row["objective"].split("+")[-1]
 
 
 def cka_picture(rows: Sequence[Row], task: str, path: Path) -> None:
