@@ -77,8 +77,8 @@ def _page(
     )
     said = "".join(f"<li><b>{html.escape(v.verdict)}</b>: {html.escape(v.sentence)}</li>" for v in verdicts)
     seen = "".join(
-        f'<p><img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}" '
-        f'alt="{html.escape(p.stem)}"></p>'
+        f'<div><img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}" '
+        f'alt="{html.escape(p.stem)}"></div>'
         for p in pictures
     )
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The stitching protocol</title>
