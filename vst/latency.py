@@ -201,14 +201,14 @@ def measure_tree(
     costs = dict.fromkeys([name for name in towers if name.startswith(ALL)], full_cost(config))
     costs |= {label: tree_cost(config, s) for label, s in config.choices().items()}
     costs |= {f"{n} alone": model_cost(m.spec, config.grid, m.stop) for n, m in full.models.items()}
+    untold = execution == "compile" and torch.device(device).type == "cpu"  # compiled code calls no operators of torch
     rows = []
     for name, made in towers.items():
         cost, per_s = costs[name], batch_size / times[name].median_ms * 1e3
-        weights, working = cost.parameters * dtype.itemsize / 2**20, None
-        if (
-            execution != "compile" or name == ALL or torch.device(device).type == "cuda"
-        ):  # compiled code tells no operators
+        peak = None
+        if name == ALL or not untold:
             working = working_mb(partial(_first, made) if execution == "graphs" else calls[name], device)
+            peak = cost.parameters * dtype.itemsize / 2**20 + working
         rows.append(
             {
                 "name": name,
@@ -221,7 +221,7 @@ def measure_tree(
                 "flops_ratio": cost.flops / costs[ALL].flops,
                 "images_per_s": per_s,
                 "gflops_per_s": cost.flops / 1e9 * per_s,
-                "peak_mb": None if working is None else weights + working,
+                "peak_mb": peak,
                 **times[name].to_dict(),
             }
         )
