@@ -211,13 +211,14 @@ def throughput(
     from vst.throughput import measure_fit
     from vst.timing_report import scaling_table, throughput_table
 
-    where, model, processes = _device(device), _tree(path, tree), int(os.environ.get("WORLD_SIZE", "1"))
-    options = {"batch_size": batch_size, "repeats": repeats, "checkpointing": checkpointing}
+    where, processes = _device(device), int(os.environ.get("WORLD_SIZE", "1"))
     main = os.environ.get("RANK", "0") == "0"
     if processes > 1:
         check_division(batch_size, processes)
         if cache is not None or (where == "cpu" and torch.cuda.is_available()):
             raise ValueError("Under torchrun there is no cache to measure, and a GPU is used where there is one.")
+    model = _tree(path, tree)
+    options = {"batch_size": batch_size, "repeats": repeats, "checkpointing": checkpointing}
     run = None
     if out is not None and main:
         facts = {"tree": model.config.to_dict(), **options, "precision": precision, "processes": processes}

@@ -21,8 +21,7 @@ def executed(tower: VSTEncoder | FullEncoders, execution: str = "eager") -> Call
     Args:
         tower: a tree or models in full, in place on its device.
         execution: ``eager``: as it is. ``streams``, ``graphs``: see :class:`vst.overlap.Overlapped`. ``compile``:
-            ``torch.compile``; the first call of each split and shape takes up to a minute or so, and on a CPU needs a
-            C++ compiler.
+            ``torch.compile``; the first call of each split and shape has to compile, on a CPU with a C++ compiler.
 
     Raises:
         ValueError: an unknown one, or graphs without a CUDA device.
