@@ -6,9 +6,11 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
+_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1c2430;background:#fafbfc;margin:0 auto;max-width:1040px;
 padding:2rem 1.2rem}
@@ -29,7 +31,22 @@ def png(image: Image.Image) -> str:
     """A picture as a data URL, for a page that is one file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _url("image/png", buffer.getvalue())
+
+
+def data_url(path: Path) -> str:
+    """A picture's file as a data URL.
+
+    Raises:
+        ValueError: neither a PNG nor an SVG.
+    """
+    if path.suffix not in _TYPES:
+        raise ValueError(f"The plot {path} is of type {path.suffix!r}, but must be one of {', '.join(_TYPES)}.")
+    return _url(_TYPES[path.suffix], path.read_bytes())
+
+
+def _url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64," + base64.b64encode(data).decode()
 
 
 def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> str:

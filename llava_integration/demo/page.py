@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,11 @@ import numpy as np
 from PIL import Image
 
 from llava_integration.scoring import normalise
-from vst.page import STYLE, html_table, png
+from vst.page import STYLE, data_url, html_table, png
 from vst.report import spread
 from vst.runs import atomic_path
 
 _SIDE = 224  # of the sampled pictures in the page, at most
-_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 _STYLE = """
 .plot{display:block;margin:1.2rem 0}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:1rem}
@@ -56,7 +54,7 @@ def write_page(
         ValueError: a plot is neither PNG nor SVG.
     """
     figures = "".join(
-        f'<img class="plot" src="{_plot(Path(path))}" alt="{html.escape(what)}">' for what, path in plots.items()
+        f'<img class="plot" src="{data_url(Path(path))}" alt="{html.escape(what)}">' for what, path in plots.items()
     )
     depths = "".join(
         f"<h2>{html.escape(name)} by split depth</h2>{html_table(*depth_rows(by))}"
@@ -155,9 +153,3 @@ def _card(sample: Mapping[str, Any]) -> str:
         f'<dt>answer</dt><dd>{answer} <span class="{kind}">{verdict}</span></dd>'
         f"<dt>expected</dt><dd>{expected}</dd><dt>blanked</dt><dd>{blank}</dd></dl><small>{dataset}</small></div>"
     )
-
-
-def _plot(path: Path) -> str:
-    if path.suffix not in _TYPES:
-        raise ValueError(f"The plot {path} is of type {path.suffix!r}, but must be one of {', '.join(_TYPES)}.")
-    return f"data:{_TYPES[path.suffix]};base64," + base64.b64encode(path.read_bytes()).decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vst.page import STYLE, png
+from vst.page import STYLE, data_url, png
 from vst.report import towers_rows
 from vst.runs import Run, atomic_path
 
@@ -41,13 +40,12 @@ def write_page(
         + "</tr>"
         for i, (title, photo) in enumerate(zip(titles, photos, strict=True))
     )
-    curve = base64.b64encode(run.path("curve.png").read_bytes()).decode()
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Stitch tree: accuracy against latency</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>
 <h1>One trunk instead of two encoders</h1>
 <p>DINOv2-S sees the picture; at the split depth a trained stitch hands its tokens to the later blocks of CLIP-B/16.
 The deeper the split, the less is paid for the second model.</p>
-<img class="plot" src="data:image/png;base64,{curve}" alt="accuracy against latency over the split depth">
+<img class="plot" src="{data_url(run.path("curve.png"))}" alt="accuracy against latency over the split depth">
 <h2>The towers</h2>
 <table><thead><tr>{"".join(f"<th>{html.escape(h)}</th>" for h in heads)}</tr></thead><tbody>{table}</tbody></table>
 <p class="note">{html.escape(results["caption"])}. Chance (majority class): {100 * results["majority"]:.1f} %.

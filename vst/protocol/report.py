@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vst.page import STYLE, html_table
+from vst.page import STYLE, data_url, html_table
 from vst.protocol import findings as rules
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.plots import cka_picture, curves, training_curves
@@ -77,9 +76,7 @@ def _page(
     )
     said = "".join(f"<li><b>{html.escape(v.verdict)}</b>: {html.escape(v.sentence)}</li>" for v in verdicts)
     seen = "".join(
-        f'<div><img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}" '
-        f'alt="{html.escape(p.stem)}"></div>'
-        for p in pictures
+        f'<div><img style="max-width:100%" src="{data_url(p)}" alt="{html.escape(p.stem)}"></div>' for p in pictures
     )
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>The stitching protocol</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>
