@@ -174,9 +174,6 @@ def train(
         return
     try:
         _train(model, data, folder, tune, split, splits, values, run)
-        if torch.distributed.is_initialized():  # threads of gloo that outlive their group abort the process
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"Out of memory ({str(error).split('.')[0]}); --dry-run estimates what a run needs: take a deeper split, a "

@@ -17,6 +17,8 @@ import torch
 import transformers as t
 from safetensors.torch import load_file
 
+from vst.processes import leave_group
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "deepspeed").glob("*.json"))}
 LAUNCH = (ROOT / "docs" / "launch.md").read_text()
@@ -227,3 +229,4 @@ def test_a_fit_of_stitches_takes_them_too(tiny, picture_folder, tmp_path, name):
 
 if __name__ == "__main__":
     train(sys.argv[1], sys.argv[2] or None, sys.argv[3] == "bf16")
+    leave_group()

@@ -253,10 +253,11 @@ import sys, torch, deepspeed
 from types import SimpleNamespace
 from llava_integration.hosts.tower import VSTVisionTower
 from vst import VSTEncoder
+from vst.processes import leave_group
 deepspeed.init_distributed(dist_backend="gloo")
 settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
 args = SimpleNamespace(mm_vision_select_layer=-2)
-for delay in (False, True):
+def check(delay):
     with deepspeed.zero.Init(config_dict_or_path=settings):
         tower = VSTVisionTower("vst:" + sys.argv[1], args, delay_load=delay)
     assert all(p.numel() == 0 for p in tower.parameters()), "not divided"
@@ -269,7 +270,10 @@ for delay in (False, True):
                            torch.nn.utils.parameters_to_vector(tower.parameters()).sort()[0])
         pixels = torch.ones(1, 3, 56, 56)
         assert torch.equal(tower(pixels), whole(pixels))
+for delay in (False, True):
+    check(delay)
 print("SAME")
+leave_group()
 """
 
 

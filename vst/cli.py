@@ -16,6 +16,7 @@ from vst.config import VSTConfig
 from vst.demo.job import DemoConfig, run_demo
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
+from vst.processes import leave_group
 from vst.protocol.command import protocol
 from vst.timing_report import LLAVA_PICTURES
 from vst.tree import VSTEncoder
@@ -356,6 +357,7 @@ def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
     """Call; errors that users can mend end the process with one sentence (VST_DEBUG=1 shows where they came from)."""
     try:
         function(**_without_config(values))
+        leave_group()
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("VST_DEBUG"):
             raise

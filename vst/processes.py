@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from datetime import timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from vst.fit_config import FitConfig
 
@@ -88,3 +90,15 @@ def gathered(accelerator: Any, skipped: dict[str, str]) -> dict[str, str]:
     for part in gather_object([skipped]):
         merged.update(part)
     return dict(sorted(merged.items()))
+
+
+def leave_group() -> None:
+    """Give up the process group, if there is one, once every process has come this far.
+
+    The last thing that a script of several processes does: gloo's threads, left alone, may free tensors while the
+    interpreter is being taken down, and abort the process (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()  # what refers to the group goes before it: freed later, it can wait for gloo's threads for ever
+        dist.barrier()
+        dist.destroy_process_group()

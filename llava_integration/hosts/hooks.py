@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vst.processes import leave_group
+
 Builder = Callable[..., Any]
 PACKAGES = ("llava", "eagle", "cambrian")
 FUNCTION = "build_vision_tower"
@@ -99,6 +101,7 @@ def run_module(name: str, args: list[str]) -> None:
         sys.exit(f"ImportError: {error}")
     sys.argv = [name, *args]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
+    leave_group()
 
 
 def _builder_file(package: str) -> Path | None:
