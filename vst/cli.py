@@ -206,7 +206,7 @@ def throughput(
         out: run folder for results.json; default: only print.
         overwrite: replace the run in out.
     """
-    from vst.processes import uses_bf16
+    from vst.precision import uses_bf16
     from vst.runs import Run
     from vst.scaling import check_division, measure_scaling
     from vst.throughput import measure_fit

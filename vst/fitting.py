@@ -19,7 +19,8 @@ from vst.fit_config import FitConfig, FitResult
 from vst.heldout import TRUNK_PIXELS, StitchReport, UnreadableHeldout, evaluate_stitches, transforms
 from vst.matching import Calibrations, Matcher, Teacher
 from vst.pictures import ImageSet, collate
-from vst.processes import accelerator_for, check_engine, gathered, uses_bf16
+from vst.precision import uses_bf16
+from vst.processes import accelerator_for, check_engine, gathered
 from vst.progress import progress, track
 from vst.runs import Run, read_json
 from vst.schedule import schedule

@@ -62,13 +62,6 @@ def _without_auto(facts: dict[str, Any]) -> dict[str, Any]:
     return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in facts.items() if v != "auto"}
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether frozen models and stitches run under bf16 autocast (parameters stay fp32)."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return precision == "bf16"
-
-
 def check_engine(config: FitConfig, model: Any) -> None:
     """Make sure that a DeepSpeed config was not dropped on the way.
 

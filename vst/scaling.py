@@ -10,7 +10,8 @@ import torch
 from vst.fit_config import FitConfig
 from vst.latency import median_interval, rounds, summary
 from vst.matching import Matcher, Teacher
-from vst.processes import accelerator_for, uses_bf16
+from vst.precision import uses_bf16
+from vst.processes import accelerator_for
 from vst.throughput import Batch, FitStep
 from vst.tree import VSTEncoder
 

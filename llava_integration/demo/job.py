@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from vst.demo import assets as encoders
 from vst.demo import emoji
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
+from vst.precision import has_bf16, uses_bf16
 from vst.runs import Run, atomic_path, read_json
 from vst.tree import VSTEncoder
 
@@ -58,6 +59,8 @@ class LlavaDemoConfig:
             few minutes wants a larger one than LLaVA-1.5's, and a projector that starts from the closed form smaller
             ones: 1e-3 wipes its start out within ten steps.
         batch_size: conversations a step.
+        precision: of the language model's training and answers: bf16 (autocast), fp32, or auto: bf16 where the device
+            has arithmetic for it.
         questions: of each test set.
         depth_questions: of each test set, at every depth.
         split: depth of the scores that are shown first; default: the shallowest.
@@ -78,6 +81,7 @@ class LlavaDemoConfig:
     finetune_lr: float = 3e-4
     projector_lr: float = 5e-5
     batch_size: int = 4
+    precision: str = "auto"
     questions: int = 500
     depth_questions: int = 200
     split: int | None = None
@@ -91,6 +95,9 @@ def run_demo(
     Raises:
         ValueError: the folder holds a run of another config and ``overwrite`` is False.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.precision == "auto":
+        config = replace(config, precision="bf16" if has_bf16(device) else "fp32")
     folder = Path(folder)
     run = Run(folder, asdict(config), resume=resume and folder.exists(), overwrite=overwrite)
     if overwrite:
@@ -101,7 +108,7 @@ def run_demo(
         results = read_json(run.path("results.json"))["results"]
         _show(results, folder)
         return results
-    job = _Job(run, config)
+    job = _Job(run, config, device)
     job.tree()
     for seed in config.seeds:
         splits: list[int | str] = ["random", *config.fixed]
@@ -117,10 +124,10 @@ def run_demo(
 
 
 class _Job:
-    def __init__(self, run: Run, config: LlavaDemoConfig) -> None:
+    def __init__(self, run: Run, config: LlavaDemoConfig, device: torch.device) -> None:
         self.run, self.config = run, config
         self.encoders, self.assets = encoders.prepare(), assets.prepare()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device, self.bf16 = device, uses_bf16(config.precision, device)
         self.split = min(config.splits) if config.split is None else config.split
 
     def tree(self) -> None:
@@ -191,8 +198,8 @@ class _Job:
             return
         config, data = self.config, self.data(seed)
         common = {
-            "seed": seed, "save_steps": 100, "per_device_train_batch_size": min(4, config.batch_size), "bf16": True,
-            "warmup_steps": 0.05, "adam_beta2": 0.98,
+            "seed": seed, "save_steps": 100, "per_device_train_batch_size": min(4, config.batch_size),
+            "bf16": self.bf16, "warmup_steps": 0.05, "adam_beta2": 0.98,
         }  # fmt: skip
         stages = {
             "pretrain": (
@@ -225,7 +232,8 @@ class _Job:
         model.to(self.device)  # type: ignore[arg-type]
 
         def answers(questions: Sequence[Question], title: str, blank: bool = False) -> list[str]:
-            return ask(model, processor, questions, blank=blank, batch_size=32, title=title, dtype=torch.bfloat16)
+            dtype = torch.bfloat16 if self.bf16 else None
+            return ask(model, processor, questions, blank=blank, batch_size=32, title=title, dtype=dtype)
 
         row: dict[str, Any] = {
             "seed": seed,
@@ -302,7 +310,7 @@ class _Job:
         return {
             "caption": f"SmolLM2-135M-Instruct on a tree of DINOv2-S (saliency) and CLIP-B/16, 8 x 8 grid, split drawn "
             f"at each step, shown at split {self.split}; {self.config.questions} test questions a set, {count} "
-            f"seed{'s' if count > 1 else ''}, {self.device.type}, bf16 autocast",
+            f"seed{'s' if count > 1 else ''}, {self.device.type}, {'bf16 autocast' if self.bf16 else 'fp32'}",
             "seeds": [{k: r[k] for k in ("seed", "datasets", "seconds")} for r in drawn],
             "depths": depths,
             "fixed": [{k: r[k] for k in ("seed", "split", "datasets")} for r in rows if r["split"] != "random"],

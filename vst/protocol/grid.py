@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vst.cost import model_cost
-from vst.processes import uses_bf16
+from vst.precision import uses_bf16
 from vst.protocol import offline, sources  # noqa: F401 (their tasks are registered)
 from vst.protocol.bench import Bench
 from vst.protocol.cells import Cell, cells, work
