@@ -1,6 +1,7 @@
 """The protocol on tiny random models: every row trains, resumes, shares its work, and knows what it must know."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -105,6 +106,8 @@ def test_each_picture_is_pushed_once_a_model(config, tmp_path):
     assert results["pushed_pictures"] == {"a": 42, "b": 42}
     assert len(results["rows"]) == 2 * (2 + 2 * 4)
     assert results["rows"][: len(first["rows"])] == first["rows"]
+    text = (tmp_path / "run" / "tables.md").read_text()
+    assert re.findall(r"^\| (\S+) \| a into b", text, re.M) == ["ridge", "ffm", "tlt", "ffm+tlt"]  # not as it grew
     # another depth pushes once more, and only for what it lacks
     deeper = run_protocol(tmp_path / "run", replace(config, depths=[3]), show=False)
     assert deeper["pushed_pictures"] == {"a": 84, "b": 84}

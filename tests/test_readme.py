@@ -9,6 +9,8 @@ import pytest
 from llava_integration.assemble import assemble
 from llava_integration.commands import COMMANDS
 from vst import cli
+from vst.protocol.findings import findings
+from vst.protocol.tables import score_tables
 from vst.runs import read_json
 from vst.timing_report import timings_markdown
 
@@ -81,6 +83,26 @@ def test_tables_of_timings_are_those_of_their_files(path):
     assert path.name in page
     for line in timings_markdown(read_json(path)["results"]).splitlines():
         assert line in page
+
+
+def test_tables_and_verdicts_of_the_protocol_are_those_of_its_rows():
+    folder, page = ROOT / "docs/results/protocol", (ROOT / "docs/protocol.md").read_text()
+    stored = sorted((read_json(path) for path in (folder / "rows").glob("*.json")), key=lambda row: row["ordinal"])
+    rows = [row["row"] for row in stored]
+    tables, shown = (folder / "tables.md").read_text(), score_tables(rows)
+    assert shown
+    for table in shown:
+        assert table.note in tables
+        for line in table.markdown().splitlines():
+            if " into " in line:
+                assert line in tables
+                assert line in page
+                name, direction, *scores = line.strip("| ").split(" | ")
+                told = re.search(rf"^\| {re.escape(name)}(?: \([^|]*\))? \| (.*) \|$", README, re.M)
+                assert told is None or direction != "dinov2 into clip" or told[1].split(" | ") == scores
+    for verdict in findings(rows):
+        assert verdict.sentence in tables
+        assert f"*{verdict.verdict}*" in page
 
 
 def test_there_are_commands_to_test():

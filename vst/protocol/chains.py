@@ -39,6 +39,11 @@ def name_of(chain: Chain) -> str:
     return "+".join(chain) or "random"
 
 
+def place_of(chain: Chain) -> tuple[int, ...]:
+    """Where a chain stands in tables and legends: short ones first, then by their stages; a sort key."""
+    return len(chain), *(STAGES.index(stage) for stage in chain)
+
+
 def needs_labels(chain: Chain) -> bool:
     """Whether the chain's stitch depends on the task's labels."""
     return "tlt" in chain

@@ -9,6 +9,7 @@ from typing import Any
 
 from vst.page import STYLE, data_url, html_table
 from vst.protocol import findings as rules
+from vst.protocol.chains import parse_chain, place_of
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.plots import cka_picture, curves, training_curves
 from vst.protocol.tables import Table, cost_table, kinds, measure_tables, saving, score_tables, stitched_rows
@@ -20,11 +21,12 @@ from vst.spec import VFMSpec
 def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[str, Any]:
     """Write the report of all rows that a run's folder holds; returns the results."""
     rows = run.rows()
+    shown = sorted(rows, key=_place)  # a grid that grew in another order gives the same tables
     pushed = read_json(run.path("pushed.json")) if run.path("pushed.json").exists() else {}
     verdicts = rules.findings(rows, config.tolerated_drop)
-    scores = score_tables(rows)
-    tables = [*scores, *measure_tables(rows), cost_table(rows), saving(rows, pushed)]
-    pictures = _pictures(run, rows)
+    scores = score_tables(shown)
+    tables = [*scores, *measure_tables(shown), cost_table(shown), saving(rows, pushed)]
+    pictures = _pictures(run, shown)
     with atomic_path(run.path("tables.md")) as path:
         path.write_text(_markdown(verdicts, tables), encoding="utf-8")
     with atomic_path(run.path("index.html")) as path:
@@ -36,12 +38,16 @@ def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec])
         "rows": rows,
     }
     run.finish(results)
-    for shown in scores:
-        table(shown.title, shown.columns, shown.rows, shown.note)
+    for scored in scores:
+        table(scored.title, scored.columns, scored.rows, scored.note)
     for v in verdicts:
         print(f"{v.finding}. {v.sentence}")
     print(f"results: {run.path('results.json')}\npage:    {run.path('index.html')}")
     return results
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, ...]:
+    return place_of(parse_chain(row["objective"])) if "objective" in row else ()
 
 
 def _pictures(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str]:
