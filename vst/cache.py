@@ -90,7 +90,13 @@ class TargetCache:
         return bool(self._done[list(rows)].all())
 
     def read(self, rows: Sequence[int], device: torch.device | str = "cpu") -> dict[int, Tensor]:
-        """Rows by depth, each ``[rows, tokens, width]`` fp32."""
+        """Rows by depth, each ``[rows, tokens, width]`` fp32.
+
+        Raises:
+            LookupError: a row that was never written.
+        """
+        if not self.has(rows):
+            raise LookupError(f"Rows of {self.folder} were asked for that are not written yet.")
         flat = torch.from_numpy(self._rows[list(rows)]).to(device).float()
         out, at = {}, 0
         for depth, (tokens, width) in self.shapes.items():

@@ -103,8 +103,9 @@ class LinearHead(nn.Module):
         return z.transpose(1, 2).unflatten(2, (grid, grid))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy with labels ``[B]`` or masks ``[B, side, side]`` (``IGNORED`` pixels left out)."""
-        return F.cross_entropy(self.resized(logits, labels), labels, ignore_index=IGNORED)
+        """Mean cross-entropy with labels ``[B]`` or masks ``[B, side, side]``, ``IGNORED`` pixels left out (0 of none)."""
+        total = F.cross_entropy(self.resized(logits, labels), labels, ignore_index=IGNORED, reduction="sum")
+        return total / (labels != IGNORED).sum().clamp_min(1)
 
     def resized(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits at the size of the labels."""

@@ -6,7 +6,6 @@ A stitch whose chain has no task loss depends on pictures alone: tasks that draw
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -57,8 +56,10 @@ class Bench:
         check_classes(name, labels[: len(division.train)])
         self._labels = labels.to(self.device)
         self._place = {row: i for i, row in enumerate(rows)}
-        self.data = digest({"pool": store.fingerprint, "train": division.train, "validation": division.validation})[:12]
-        self._calibrations: dict[tuple[str, int, str, int], Calibration] = {}
+        names = {part: [_short(store.images.name(row)) for row in numbers] for part, numbers in vars(division).items()}
+        self.data = digest(names, {"labels": labels})[:12]  # the same wherever the files lie, and whatever their dates
+        self._pool = {"pool": store.fingerprint, "train": division.train, "validation": division.validation}
+        self._calibrations: dict[tuple[str, int, str, int], tuple[Calibration, dict[str, Any]]] = {}
         self._statistics: dict[str, dict[str, Tensor]] = {}
 
     @cached_property
@@ -96,23 +97,25 @@ class Bench:
     def _parts(self, rows: Sequence[int], size: int = 32) -> list[Sequence[int]]:
         return [rows[at : at + size] for at in range(0, len(rows), size)]
 
-    def calibration(self, stitched: Stitched) -> Calibration:
-        """Sums for the closed forms and the seam's statistics, from the first training pictures."""
+    def calibration(self, stitched: Stitched) -> tuple[Calibration, dict[str, Any]]:
+        """Sums for the closed forms and the seam's statistics, from the first training pictures, and what they cost."""
         cell = stitched.cell
         key = (cell.source, stitched.reads, cell.target, cell.enter)
         if key not in self._calibrations:
-            sums = Calibration()
+            sums, began = Calibration(), time.monotonic()
+            self.store.counts.take()
             for rows in self._parts(self.division.train[: self.config.train.calibration]):
-                x, y = self._pair(rows, stitched, cell.enter, counted=False)
+                x, y = self._pair(rows, stitched, cell.enter)
                 sums.update(stitched.source.spec, stitched.target.spec, x, y)
-            self._calibrations[key] = sums
+            facts = {"seconds": time.monotonic() - began, "naive_pictures": self.store.counts.take()}
+            self._calibrations[key] = sums, facts
         return self._calibrations[key]
 
-    def _pair(self, rows: Sequence[int], stitched: Stitched, depth: int, counted: bool = True) -> tuple[Tensor, Tensor]:
+    def _pair(self, rows: Sequence[int], stitched: Stitched, depth: int) -> tuple[Tensor, Tensor]:
         """Source tokens that the stitch reads, and the target's own at one depth."""
         a, b = (stitched.cell.source, stitched.reads), (stitched.cell.target, depth)
         wanted = {a[0]: [a[1]], b[0]: [b[1]]} if a[0] != b[0] else {a[0]: [a[1], b[1]]}
-        out = self.store.batch(rows, wanted, counted=counted)
+        out = self.store.batch(rows, wanted)
         return out[a], out[b]
 
     def states(self, rows: Sequence[int], stitched: Stitched) -> Tensor:
@@ -122,12 +125,12 @@ class Bench:
     def stitched(self, cell: Cell) -> tuple[Stitched, dict[str, Any]]:
         """The stitch of a chain without task loss, trained or read back, and facts of each of its stages."""
         stitched = Stitched(cell, self.models)
-        path = self.folder / "stages" / f"{self.data},{cell.place},{name_of(cell.chain)},seed{cell.seed}.safetensors"
+        known = digest({**self._pool, "models": [self.models.digest(name) for name in (cell.source, cell.target)]})[:12]
+        path = self.folder / "stages" / f"{known},{cell.place},{name_of(cell.chain)},seed{cell.seed}.safetensors"
         if path.exists():
             return stitched, load_module(path, stitched.stitch)
         if not cell.chain or cell.chain[-1] in CLOSED:
-            facts: dict[str, Any] = {}
-            self._start(stitched, cell.chain)
+            facts = {name_of(cell.chain): self._start(stitched, cell.chain)}
         else:
             stitched, facts = self.stitched(cell.before())
             stitched.cell = cell
@@ -135,16 +138,18 @@ class Bench:
         save_module(path, stitched.stitch, facts)
         return stitched, facts
 
-    def _start(self, stitched: Stitched, chain: Sequence[str]) -> None:
-        sums = self.calibration(stitched)
-        penalty = self.config.train.penalty
+    def _start(self, stitched: Stitched, chain: Sequence[str]) -> dict[str, Any]:
+        """A closed form, or a random map between standardised spaces."""
+        sums, facts = self.calibration(stitched)
+        began, penalty = time.monotonic(), self.config.train.penalty
         stitched.stitch.start(sums, ridge=bool(chain), penalty=penalty, orthogonal=chain == ("procrustes",))
+        return {**facts, "seconds": facts["seconds"] + time.monotonic() - began}
 
     def _match(self, stitched: Stitched, stage: str) -> dict[str, Any]:
         """LFM or FFM, in units of each channel's own deviation."""
         cell = stitched.cell
         if stage == "lfm":
-            std = self.calibration(stitched).patches.y_std().to(self.device)
+            std = self.calibration(stitched)[0].patches.y_std().to(self.device)
         else:
             std = self.statistics(cell.target)["std"].to(self.device)
 
@@ -163,10 +168,9 @@ class Bench:
     def _train(self, module: nn.Module, loss: Any, stage: str, cell: Cell | None, what: str = "") -> dict[str, Any]:
         title = f"{what or (cell.key if cell else '')}: {stage}"
         train = self.config.train
-        seed = zlib.crc32(f"{self.seed} {self.data}".encode())
         parts = self.division.train, self.division.validation
         self.store.counts.take()
-        trained = Trainer(module, loss, *parts, train, train.epochs(stage), seed, title, self.show).run()
+        trained = Trainer(module, loss, *parts, train, train.epochs(stage), self.seed, title, self.show).run()
         return {**trained.to_dict(), "naive_pictures": self.store.counts.take()}
 
     def head(self, model: str) -> LinearHead:
@@ -181,7 +185,7 @@ class Bench:
     def probed(self, stitched: Stitched) -> tuple[LinearHead, dict[str, Any]]:
         """A linear head trained on the frozen stitched model's features, or read back."""
         cell = replace(stitched.cell, task=self.name)
-        head, path = self.head(cell.target), self.folder / "heads" / f"{cell.key}.safetensors"
+        head, path = self.head(cell.target), self.folder / "heads" / f"{self.data},{cell.key}.safetensors"
         if path.exists():
             return head, load_module(path, head)
         facts = self.train_head(head, lambda rows: stitched.end(stitched.seam(self.states(rows, stitched))), cell.key)
@@ -225,3 +229,8 @@ class Bench:
         stitched, facts = self.stitched(cell)
         head, probe = self.probed(stitched)
         return stitched, head, {**facts, "head": probe}
+
+
+def _short(name: str) -> str:
+    """Of a picture: its file and the folder that it is in."""
+    return "/".join(Path(name).parts[-2:])

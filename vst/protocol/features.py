@@ -65,9 +65,10 @@ class Models:
         return self._loaded[name]
 
     def digest(self, name: str) -> str:
-        """Of a model's weights at this grid."""
+        """Of a model's architecture and weights at this grid, wherever they came from."""
         if name not in self._digests:
-            self._digests[name] = digest({"grid": self.grid}, self[name].state_dict())
+            facts = {k: v for k, v in self.specs[name].to_dict().items() if k != "source"}
+            self._digests[name] = digest({"grid": self.grid, "spec": facts}, self[name].state_dict())
         return self._digests[name]
 
 

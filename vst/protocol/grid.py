@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def run_protocol(
         LossNotFinite: a row's loss; the rows before it are kept.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = replace(config, precision="bf16" if uses_bf16(config.precision, device) else "fp32")
     models = Models(config.models, config.grid, device)
     todo = cells(config, models.specs)
     tasks = {name: make_task(name, task) for name, task in config.tasks.items()}
@@ -136,7 +138,8 @@ class _Grid:
 
     def _baselines_done(self, name: str, seed: int) -> bool:
         keys = [_model_key(name, m, seed) for m in self._used()]
-        return all(self.run.has(k) for k in [*keys, *(_cka_key(name, a, b, seed) for a, b in self._pairs())])
+        maps = (_cka_key(name, a, b, seed, self.config.cka_depths) for a, b in self._pairs())
+        return all(self.run.has(k) for k in [*keys, *maps])
 
     def _bench(self, name: str, seed: int) -> Bench:
         task, config = self.tasks[name], self.config
@@ -146,7 +149,7 @@ class _Grid:
             task.pictures,
             config.cut,
             self.counts,
-            bf16=uses_bf16(config.precision, self.models.device),
+            bf16=config.precision == "bf16",
             limit_gb=config.cache_limit_gb,
             show=self.show,
         )
@@ -160,6 +163,7 @@ class _Grid:
         store.ensure([r for r in division.test if r in mapped], wider, f"{title} for the map")
         store.ensure([r for r in division.test if r not in mapped], depths, f"{title} to test on")
         division = division.without(set(store.unreadable))
+        store.ensure(division.test[: config.cka_pictures], wider, f"{title} for the map")  # in place of unreadable ones
         if store.unreadable:
             self._say(f"{name}: {len(store.unreadable)} pictures cannot be read and are left out")
             reasons = {store.images.name(row): reason for row, reason in store.unreadable.items()}
@@ -167,7 +171,14 @@ class _Grid:
         for part, rows in vars(division).items():
             if not rows:
                 raise ValueError(f"Task {name!r} has no readable {part} pictures; give readable ones.")
-        return Bench(name, task, division, store, config, self.run.folder, seed, show=self.show)
+        bench = Bench(name, task, division, store, config, self.run.folder, seed, show=self.show)
+        known = {r["data"] for r in self.run.rows() if (r["task"], r["seed"]) == (name, seed)}
+        if known - {bench.data}:
+            raise ValueError(
+                f"{self.run.folder} has rows of task {name!r}, seed {seed}, that saw other pictures or labels than there "
+                "are now (added, renamed, unreadable or of another order): put them back, or give another out folder."
+            )
+        return bench
 
     def _depths(self) -> dict[str, list[int]]:
         """All that rows of the grid read of each model."""
@@ -181,7 +192,7 @@ class _Grid:
         """A linear probe of each model alone, the majority class, and the maps of agreement."""
         for name in self._used():
             key = _model_key(bench.name, name, bench.seed)
-            if self.run.has(key):
+            if self.run.has(key) and self._predictions(key).exists():
                 continue
             began, spec = time.monotonic(), self.models.specs[name]
             head, patches = bench.head(name), self.models[name].patches
@@ -196,8 +207,10 @@ class _Grid:
             score, given = measure_model(bench, name, head)
             with atomic_path(self._predictions(key)) as path:
                 save_file({"given": given.to(torch.int32)}, path)
+            if self.run.has(key):  # a folder of rows alone: its predictions are made again
+                continue
             cost = model_cost(spec, self.config.grid, spec.depth)
-            row = {"kind": "model", "task": bench.name, "model": name, "seed": bench.seed, "score": score}
+            row = {"kind": "model", **self._common(bench), "model": name, "score": score}
             row |= {"metric": _metric(bench), "majority": most_frequent, "chance": 1 / len(bench.task.classes)}
             row |= {"classes": len(bench.task.classes), "pictures": _sizes(bench), "stages": {"head": facts}}
             row |= {"parameters": cost.parameters, "flops": cost.flops, "seconds": time.monotonic() - began}
@@ -205,11 +218,15 @@ class _Grid:
             self.run.add(row, key)
             self._say(f"{key}: {row['metric']} {100 * score:.1f} % (majority {100 * most_frequent:.1f} %)")
         for a, b in self._pairs():
-            key = _cka_key(bench.name, a, b, bench.seed)
+            key = _cka_key(bench.name, a, b, bench.seed, self.config.cka_depths)
             if not self.run.has(key):
-                row = {"kind": "cka", "task": bench.name, "source": a, "target": b, "seed": bench.seed}
+                row = {"kind": "cka", **self._common(bench), "source": a, "target": b}
                 row |= {"depths": self.config.cka_depths, "cka": cka_map(bench, a, b)}
                 self.run.add({**row, "naive_pictures": self.counts.take()}, key)
+
+    def _common(self, bench: Bench) -> dict[str, Any]:
+        facts = {"task": bench.name, "seed": bench.seed, "data": bench.data}
+        return {**facts, "device": self.models.device.type, "precision": self.config.precision}
 
     def _predictions(self, key: str) -> Path:
         return self.run.path("predictions") / f"{key}.safetensors"
@@ -226,6 +243,7 @@ class _Grid:
         cost, spec = stitched.cost(), self.models.specs[cell.target]
         return {
             "kind": "stitched",
+            **self._common(bench),
             **{k: v for k, v in vars(cell).items() if k != "chain"},
             "objective": name_of(cell.chain),
             "metric": _metric(bench),
@@ -261,8 +279,8 @@ def _model_key(task: str, model: str, seed: int) -> str:
     return f"{task},{model},alone,seed{seed}"
 
 
-def _cka_key(task: str, a: str, b: str, seed: int) -> str:
-    return f"{task},{a}-and-{b},cka,seed{seed}"
+def _cka_key(task: str, a: str, b: str, seed: int, depths: Sequence[int]) -> str:
+    return f"{task},{a}-and-{b},cka{'-'.join(map(str, depths))},seed{seed}"
 
 
 def _time(seconds: float) -> str:
