@@ -72,7 +72,7 @@ def test_the_gain_is_against_the_better_of_the_two_self_stitches():
     # one self-stitch is enough to see that there is no gain, never to see one
     lacking = {k: v for k, v in GOOD.items() if k != ("a", "a", "ffm+tlt")}
     assert verdict(3, rows(lacking)).verdict == UNKNOWN
-    assert "(a into itself has no row)" in verdict(3, rows(lacking)).sentence
+    assert "minus a into itself: rows are missing" in verdict(3, rows(lacking)).sentence
     assert verdict(3, rows({**lacking, ("b", "b", "ffm+tlt"): (0.5, 0.9)})).verdict == NOT
 
 
@@ -94,11 +94,58 @@ def test_starts_are_told_apart_and_missing_rows_are_said():
     assert {v.verdict for v in selves} == {UNKNOWN}
 
 
+def test_a_gain_has_to_be_clear_over_both_self_stitches():
+    one_seed = [r for r in rows(GOOD) if r["source"] == r["target"] == "a" and r["seed"] == 0]
+    others = [r for r in rows(GOOD) if (r["source"], r["target"]) != ("a", "a")]
+    assert verdict(3, others + one_seed).verdict == UNKNOWN
+    wide = [{**r, "score": r["score"] + 0.1 * r["seed"]} for r in rows(GOOD) if r["source"] == r["target"] == "a"]
+    assert verdict(3, others + wide).verdict == UNKNOWN
+
+
+def test_a_direction_that_lacks_the_chains_is_missed():
+    assert verdict(1, rows(GOOD)).verdict == HOLDS
+    made = rows(GOOD) + rows({("b", "a", "ffm"): (0.5, 0.5)})
+    assert verdict(1, made).verdict == UNKNOWN
+    assert "b into a at 2, FFM then TLT minus TLT: rows are missing" in verdict(1, made).sentence
+
+
+def test_only_seeds_that_both_have_are_compared():
+    apart = [{**r, "seed": r["seed"] + 5} if r["objective"] == "tlt" else r for r in rows(GOOD)]
+    assert verdict(1, apart).verdict == UNKNOWN
+    more = rows(GOOD) + [{**r, "seed": 7, "score": 0.0} for r in rows(GOOD) if r["objective"] == "tlt"]
+    assert verdict(1, more).reasons == verdict(1, rows(GOOD)).reasons
+
+
+def test_scores_of_few_pictures_are_not_clear_however_equal_the_seeds():
+    same = rows(GOOD, noise=0.0)
+    model = {"kind": "model", "task": "t", "model": "a", "metric": "accuracy", "seed": 0, "pictures": {"test": 20}}
+    assert [verdict(n, same).verdict for n in (1, 2, 3)] == [HOLDS] * 3
+    assert [verdict(n, [*same, model]).verdict for n in (1, 2, 3)] == [UNKNOWN] * 3
+    assert "(sampling error 10.7)" in verdict(1, [*same, model]).sentence  # 0.3 and 0.5 of 20
+    many = {**model, "pictures": {"test": 20_000}}
+    assert [verdict(n, [*same, many]).verdict for n in (1, 2, 3)] == [HOLDS] * 3
+    assert [verdict(n, [*same, {**model, "metric": "mIoU"}]).verdict for n in (1, 2, 3)] == [HOLDS] * 3
+
+
+def test_a_target_of_another_depth_is_controlled_where_it_is_entered():
+    """b has twice as many blocks: depths 2 and 10 of a are entered at 4 and 20."""
+    crossed = [{**r, "enter": 2 * r["depth"]} for r in rows(GOOD) if r["source"] != r["target"]]
+    own = [r for r in rows(GOOD) if r["source"] == r["target"] == "a"]
+    same_number = rows({("b", "b", "ffm+tlt"): (0.48, 0.64)})
+    assert [verdict(n, crossed + own + same_number).verdict for n in (2, 3)] == [UNKNOWN] * 2
+    same_place = rows({("b", "b", "ffm+tlt"): (0.48, 0.64)}, depths=(4, 20))
+    assert [verdict(n, crossed + own + same_place).verdict for n in (2, 3)] == [HOLDS] * 2
+    assert "b into itself at 4 minus a into b at 2" in verdict(2, crossed + own + same_place).sentence
+
+
 def test_differences_written_out():
-    diff, pooled = difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.4})
-    assert diff == pytest.approx(0.2)
-    assert pooled == pytest.approx((0.02 / 2) ** 0.5)
-    assert difference({0: 0.5}, {0: 0.4, 1: 0.4}) == (pytest.approx(0.1), None)
+    found = difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.4, 2: 9.0})
+    assert found.value == pytest.approx(0.2)
+    assert found.spread == pytest.approx((0.02 / 2) ** 0.5)
+    sampled = difference({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.4}, pictures=4)
+    assert sampled.spread == pytest.approx(((0.6 * 0.4 + 0.4 * 0.6) / 4 / 2) ** 0.5)
+    assert difference({0: 0.5}, {0: 0.4, 1: 0.4}).spread is None
+    assert difference({0: 0.5}, {1: 0.4}) is None
     assert difference(None, {0: 1.0}) is None
 
 

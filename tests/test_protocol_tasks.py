@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from vst.demo import emoji
 from vst.protocol import TaskConfig
 from vst.protocol.tasks import check_classes, draw, labels_of, make_task
-from vst.tasks import IGNORED, Confusion, LinearHead
+from vst.tasks import IGNORED, ClassCounts, LinearHead
 
 
 def save(path, values):
@@ -49,6 +50,10 @@ def test_image_folders(tmp_path):
     assert draw("pets", task, config, 0) == division != draw("pets", task, config, 1)
     limited = TaskConfig("folder", config.options, train=4, validation=1, test=3)
     assert [len(p) for p in vars(draw("pets", task, limited, 0)).values()] == [4, 1, 3]
+    real, link = tmp_path / "elsewhere", Path(config.options["train"]) / "dog"
+    link.rename(real)
+    link.symlink_to(real)  # a class may lie on another disk
+    assert len(make_task("pets", config).pictures) == len(task.pictures)
 
 
 def test_masks_are_cut_as_their_pictures_and_resized_by_the_nearest_pixel(tmp_path):
@@ -122,6 +127,22 @@ def test_hugging_face_datasets(tmp_path):
         make_task("t", TaskConfig("hf", {"path": str(tmp_path / "d"), "label": "kind"}))
     with pytest.raises(ValueError, match=r"no split \['val'\]"):
         make_task("t", TaskConfig("hf", {"path": str(tmp_path / "d"), "test": "val"}))
+    part.save_to_disk(str(tmp_path / "one"))
+    with pytest.raises(ValueError, match="is one dataset; expected a DatasetDict"):
+        make_task("t", TaskConfig("hf", {"path": str(tmp_path / "one")}))
+    words = datasets.Dataset.from_dict({"image": images, "label": ["x", None] * 3}).cast_column(
+        "image", datasets.Image()
+    )
+    datasets.DatasetDict({"train": words, "test": words}).save_to_disk(str(tmp_path / "w"))
+    with pytest.raises(ValueError, match="Column 'label' of .* holds 'x'; expected class numbers"):
+        make_task("t", TaskConfig("hf", {"path": str(tmp_path / "w")}))
+
+
+def test_masks_tell_at_most_255_classes_apart(tmp_path):
+    options = dict.fromkeys(("train_images", "train_masks", "test_images", "test_masks"), str(tmp_path))
+    make_task("t", TaskConfig("pairs", {**options, "classes": 255}))
+    with pytest.raises(ValueError, match="256 classes; masks have at most 255"):
+        make_task("t", TaskConfig("pairs", {**options, "classes": 256}))
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +231,14 @@ def test_heads_and_scores_written_out():
     logits = dense(dense.pool(x))
     assert logits.shape == (3, 2, 2, 2)
     torch.testing.assert_close(logits[1, :, 1, 0], x[1, 2] @ dense.linear.weight.T)
+    void = torch.full((3, 8, 8), IGNORED)
+    assert dense.loss(logits, void).item() == 0  # and not the quotient of nothing by nothing
+    mixed = torch.cat([void[:1], torch.ones(2, 8, 8, dtype=torch.long)])
+    torch.testing.assert_close(dense.loss(logits, mixed), dense.loss(logits[1:], mixed[1:]))
     given = torch.tensor([[0, 0, 1, 1], [2, 2, 1, 0]])
     labels = torch.tensor([[0, 1, 1, IGNORED], [2, 0, 1, 0]])
-    confusion = Confusion(4)
+    counts = ClassCounts(4)
     for g, w in zip(given, labels, strict=True):
-        confusion.update(g, w)
-    assert confusion.accuracy() == pytest.approx(5 / 7)
-    assert confusion.mean_iou() == pytest.approx(np.mean([2 / 4, 2 / 3, 1 / 2]))  # class 3 occurs nowhere
+        counts.update(g, w)
+    assert counts.accuracy() == pytest.approx(5 / 7)
+    assert counts.mean_iou() == pytest.approx(np.mean([2 / 4, 2 / 3, 1 / 2]))  # class 3 occurs nowhere

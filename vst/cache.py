@@ -37,6 +37,11 @@ def cache_bytes(images: int, shapes: Mapping[int, tuple[int, int]]) -> int:
     return images * (1 + 2 * sum(tokens * width for tokens, width in shapes.values()))
 
 
+def cached_bytes(root: str | Path) -> int:
+    """Bytes on disk of all caches in a folder (their files are sparse)."""
+    return sum(512 * file.stat().st_blocks for file in Path(root).glob("*/rows.f16"))
+
+
 def check_room(
     root: str | Path, wanted: Mapping[str, Mapping[int, tuple[int, int]]], images: int, limit_gb: float
 ) -> int:
@@ -112,7 +117,7 @@ class TargetCache:
         """
         flat = torch.cat([values[d].flatten(1).half() for d in self.shapes], dim=1).cpu().numpy()
         if not np.isfinite(flat).all():
-            raise ValueError("A target's features do not fit fp16: leave the cache off for this model.")
+            raise ValueError("A model's features are beyond the range of fp16 (65504), in which they would be cached.")
         self._rows[list(rows)] = flat
         self._rows.flush()
         self._done[list(rows)] = 1

@@ -166,15 +166,10 @@ class _Files:
             )
         if not folder.is_dir():
             raise ValueError(f"{folder} is a file; give the folder it is in, or a list of paths.")
-        names = []
-        for place, subfolders, files in os.walk(folder, followlinks=True):
-            here = Path(place)
-            subfolders[:] = [name for name in subfolders if not _hidden(name) and not _leads_back(here, name)]
-            files = [name for name in files if not _hidden(name) and name.lower().endswith(SUFFIXES)]
-            names += [(here / name).relative_to(folder).as_posix() for name in files]
+        names = picture_names(folder)
         if not names:
             raise ValueError(f"The folder {folder} holds no picture; expected files that end in {', '.join(SUFFIXES)}.")
-        return cls(sorted(names), folder, max_pixels)
+        return cls(names, folder, max_pixels)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -276,6 +271,17 @@ class _Items:
             yield f"{image.mode} {image.size} {image.getpalette()} {image.info.get('transparency')}".encode()
             yield image.info.get("exif", b"")  # turns the picture
             yield image.tobytes()
+
+
+def picture_names(folder: Path) -> list[str]:
+    """Pictures below a folder, by relative path, sorted; links are followed, hidden files and folders left out."""
+    names = []
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        subfolders[:] = [name for name in subfolders if not _hidden(name) and not _leads_back(here, name)]
+        files = [name for name in files if not _hidden(name) and name.lower().endswith(SUFFIXES)]
+        names += [(here / name).relative_to(folder).as_posix() for name in files]
+    return sorted(names)
 
 
 def _hidden(name: str) -> bool:

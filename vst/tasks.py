@@ -103,7 +103,7 @@ class LinearHead(nn.Module):
         return z.transpose(1, 2).unflatten(2, (grid, grid))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy with labels ``[B]`` or masks ``[B, side, side]``, ``IGNORED`` pixels left out (0 of none)."""
+        """Mean cross-entropy with labels ``[B]`` or masks ``[B, side, side]``; ``IGNORED`` left out, 0 of nothing."""
         total = F.cross_entropy(self.resized(logits, labels), labels, ignore_index=IGNORED, reduction="sum")
         return total / (labels != IGNORED).sum().clamp_min(1)
 
@@ -114,33 +114,31 @@ class LinearHead(nn.Module):
         return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
-class Confusion:
-    """Streams a confusion matrix over predictions and labels of any shape; ``IGNORED`` labels are left out.
+class ClassCounts:
+    """Streams hits, labels and predictions by class, of any shape; ``IGNORED`` labels are left out.
 
     Args:
         classes: how many.
     """
 
     def __init__(self, classes: int) -> None:
-        self.counts = torch.zeros(classes, classes, dtype=torch.long)
+        self.hits, self.wanted, self.given = (torch.zeros(classes, dtype=torch.long) for _ in range(3))
 
     def update(self, given: Tensor, wanted: Tensor) -> None:
         """Add predictions and labels (long) of the same shape."""
         given, wanted = given.flatten().cpu(), wanted.flatten().cpu()
-        kept = wanted != IGNORED
-        size = len(self.counts)
-        pairs = torch.bincount(wanted[kept] * size + given[kept], minlength=size * size)
-        self.counts += pairs.reshape(size, size)
+        given, wanted = given[wanted != IGNORED], wanted[wanted != IGNORED]
+        for counts, values in ((self.hits, wanted[given == wanted]), (self.wanted, wanted), (self.given, given)):
+            counts += torch.bincount(values, minlength=len(counts))
 
     def accuracy(self) -> float:
         """Share of right ones."""
-        return float(self.counts.diagonal().sum() / self.counts.sum().clamp_min(1))
+        return float(self.hits.sum() / self.wanted.sum().clamp_min(1))
 
     def mean_iou(self) -> float:
         """Intersection over union, averaged over the classes that occur in labels or predictions."""
-        hits = self.counts.diagonal()
-        union = self.counts.sum(0) + self.counts.sum(1) - hits
-        return float((hits[union > 0] / union[union > 0]).mean())
+        union = self.given + self.wanted - self.hits
+        return float((self.hits[union > 0] / union[union > 0]).mean())
 
     def score(self, kind: str) -> float:
         """The task's score in 0..1: accuracy of classification, mean IoU of segmentation."""

@@ -54,20 +54,14 @@ class Cell:
 def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
     """All rows: seed by seed, task by task, then objective by objective as they are listed.
 
-    ``lora`` has no closed form and needs equal widths: its rows exist for trained starts and such directions only.
+    ``lora`` has no closed form and needs equal widths: its rows exist for trained starts and such directions only. The
+    self-stitch of a model is also made where directions into it from a model of another depth enter it, as their
+    control.
 
     Raises:
         ValueError: a depth that a model does not have, or a grid without any row.
     """
-    out = []
-    for direction in config.directions:
-        source, target = config.ends(direction)
-        for depth in config.depths:
-            if depth >= specs[source].depth:
-                raise ValueError(
-                    f"Depth {depth} of {source} was asked for; it has {specs[source].depth} blocks: use 1 to "
-                    f"{specs[source].depth - 1}, so that something is left for the target."
-                )
+    out, places = [], _places(config, specs)
     for seed in config.seeds:
         for task in config.tasks:
             for chain in map(parse_chain, config.objectives):
@@ -77,14 +71,33 @@ def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
                     for family in config.families:
                         if family == "lora" and (a.width != b.width or chain[0] in CLOSED):
                             continue
-                        for depth in config.depths:
-                            enter = relative_enter(depth, a, b, b.depth)
+                        for depth, enter in places[source, target]:
                             out.append(Cell(task, source, target, family, depth, enter, chain, seed))
     if not out:
         raise ValueError(
             "The grid has no row: lora needs directions of equal width and objectives without a closed form; add "
             "another family."
         )
+    return out
+
+
+def _places(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """Depths of the source and of the target, by direction."""
+    out: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for source, target in map(config.ends, config.directions):
+        out[source, target] = []
+        for depth in config.depths:
+            enter = relative_enter(depth, specs[source], specs[target], specs[target].depth)
+            if depth >= specs[source].depth or enter >= specs[target].depth:
+                raise ValueError(
+                    f"Depth {depth} was asked for from {source} ({specs[source].depth} blocks) into {target} "
+                    f"({specs[target].depth}), and leaves nothing of one of them: use lower depths."
+                )
+            out[source, target].append((depth, enter))
+    for source, target in out:
+        entered = {enter for (a, b), places in out.items() for _, enter in places if a != b == source}
+        if source == target:
+            out[source, target] = [(depth, depth) for depth in sorted({*config.depths, *entered})]
     return out
 
 

@@ -21,7 +21,8 @@ class TaskConfig:
         source: name of a registered task class, such as ``emoji`` or ``folder``.
         options: of that class.
         train: training pictures, drawn by the seed from those that are left after validation; None for all.
-        validation: pictures held out of the training pictures, for early stopping and the choice of rates.
+        validation: pictures held out of the training pictures, a fifth of them at most, for early stopping and the
+            choice of rates.
         test: pictures that scores are told on, drawn by the seed; None for all.
     """
 
@@ -90,7 +91,8 @@ class ProtocolConfig:
         models: source by name: timm:, hf:, open_clip:, a ready name, or demo:clip and demo:dinov2 (fetched).
         directions: ``A>B``: blocks of A, a stitch, the later blocks of B; ``A>A`` is the self-stitch control.
         tasks: by name.
-        depths: of the source; the target is entered at the same relative depth.
+        depths: of the source; the target is entered at the same relative depth. A self-stitch is also made where a
+            direction from a model of another depth enters its target.
         families: of stitches (linear, mlp, mlp_skip, lora, or any registered one).
         objectives: chains of stages, in the order in which they are run; see :mod:`vst.protocol.chains`.
         seeds: of pictures drawn, random starts and the order of steps.
@@ -102,7 +104,7 @@ class ProtocolConfig:
         mask_size: side in pixels that segmentation is scored at.
         precision: auto (bf16 autocast on a GPU that has it, else fp32), fp32 or bf16.
         cache: folder of features, shared between runs; None for one inside the run folder.
-        cache_limit_gb: refuse larger features.
+        cache_limit_gb: refuse to let that folder grow beyond it.
         tolerated_drop: of score, below which a stitched model counts as reliable; see :mod:`vst.protocol.findings`.
     """
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vst.cache import TargetCache, cache_bytes, digest
+from vst.cache import TargetCache, cache_bytes, cached_bytes, digest
 from vst.checkpoints import describe, load_vfm
 from vst.images import ImageTransform
 from vst.pictures import ImageSet, collate
@@ -109,7 +109,7 @@ class FeatureStore:
         cut: how a picture becomes square.
         counts: of the run.
         bf16: whether models run under bf16 autocast.
-        limit_gb: refuse more on disk, over all models and depths of a call.
+        limit_gb: refuse to let ``root`` grow beyond it.
         show: progress.
     """
 
@@ -183,11 +183,12 @@ class FeatureStore:
             for model, parts in missing.items()
             for lacking in parts.values()
         )
-        free = shutil.disk_usage(self.root).free
-        if size > min(self.limit_gb * 1e9, 0.9 * free):
+        free, held = shutil.disk_usage(self.root).free, cached_bytes(self.root)
+        if held + size > self.limit_gb * 1e9 or size > 0.9 * free:
             raise ValueError(
-                f"Features of {len(todo):,} pictures need {size / 1e9:,.1f} GB more; the limit is {self.limit_gb:g} GB "
-                f"and {free / 1e9:,.1f} GB are free: raise cache_limit_gb, or use fewer pictures or depths."
+                f"Features of {len(todo):,} pictures need {size / 1e9:,.1f} GB more, and {self.root} holds "
+                f"{held / 1e9:,.1f} GB; the limit is {self.limit_gb:g} GB and {free / 1e9:,.1f} GB are free: raise "
+                "cache_limit_gb, or use fewer pictures, seeds or depths."
             )
         with progress(title, len(todo), self.show) as bar:
             for at in range(0, len(todo), 16):

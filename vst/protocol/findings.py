@@ -1,17 +1,19 @@
 """Whether the paper's first three findings hold in a grid: computed from its rows, by stated rules.
 
-A difference of mean scores is *clear* when it is larger than twice the pooled spread, the root mean square of the two
-standard deviations over seeds. With fewer than two seeds there is no spread, so nothing is clear.
+Scores are compared over the seeds that both sides have. A difference of means is *clear* when it is larger than twice
+the spread of a score: the root mean square of the two standard deviations over seeds, and for accuracies at least that
+of their binomial sampling errors on the test pictures. With fewer than two seeds in common nothing is clear.
 
 1. *How a stitch is trained decides, above all at shallow depths.* FFM-then-TLT minus TLT at the shallowest depth, from
-   the same start, for every direction between two models. Holds: clearly positive in all. Does not hold: clearly
-   negative in any.
-2. *So trained, different models stitch reliably.* The target's self-stitch minus the cross-stitch (both FFM-then-TLT),
-   for every direction between two models and every depth. Holds: the drop plus twice the pooled spread is within the
-   tolerated drop everywhere. Does not hold: the drop minus twice the pooled spread is beyond it anywhere.
-3. *A deep stitch gains from both models.* The cross-stitch minus the better of the two self-stitches at the deepest
-   depth (all FFM-then-TLT). Holds: clearly positive in any direction between two models. Does not hold: clearly
-   negative in all; a self-stitch that has no row can only raise the better of the two, so one is enough for that.
+   the same start, for every direction between two models that has rows of this start. Holds: clearly positive in all.
+   Does not hold: clearly negative in any.
+2. *So trained, different models stitch reliably.* The target's self-stitch where the target is entered minus the
+   cross-stitch (both FFM-then-TLT), for every direction between two models and every depth. Holds: the drop plus twice
+   the spread is within the tolerated drop everywhere. Does not hold: the drop minus twice the spread is beyond it
+   anywhere.
+3. *A deep stitch gains from both models.* The cross-stitch minus each of the two self-stitches (the source's at its
+   depth, the target's where it is entered) at the deepest depth, all FFM-then-TLT. Holds: clearly positive against both
+   in any direction between two models. Does not hold: clearly negative against one of them in all directions.
 
 Anything else *cannot be told here*: rows are missing, or the difference is within the spread.
 """
@@ -21,7 +23,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vst.protocol.chains import CLOSED, name_of, needs_labels, parse_chain, start_of
@@ -68,100 +70,164 @@ class Verdict:
 
 
 def findings(rows: Sequence[Mapping[str, Any]], tolerated_drop: float = 0.02) -> list[Verdict]:
-    """Verdicts for every task, family and start that has rows of chains ending in tlt."""
-    stitched = [r for r in rows if r["kind"] == "stitched"]
-    parts: dict[tuple[str, str, str], dict[Place, dict[int, float]]] = {}
-    for row in stitched:
+    """Verdicts for every task, family and start that has rows of chains ending in tlt.
+
+    Args:
+        rows: of the grid; those of models alone tell how many test pictures there are.
+        tolerated_drop: of score, for the second finding.
+    """
+    pictures: dict[str, int] = {}
+    for row in rows:
+        if row["kind"] == "model" and row["metric"] == "accuracy":
+            pictures[row["task"]] = min(row["pictures"]["test"], pictures.get(row["task"], row["pictures"]["test"]))
+    parts: dict[tuple[str, str, str], _Part] = {}
+    for row in rows:
+        if row["kind"] == "stitched":
+            start = start_of(parse_chain(row["objective"]))
+            name = (row["task"], row["family"], start)
+            parts.setdefault(name, _Part(tolerated_drop, pictures.get(row["task"]))).add(row)
+    return [
+        Verdict(number, CLAIMS[number], *name, *rule(part))
+        for name, part in parts.items()
+        if part.scores
+        for number, rule in ((1, _training), (2, _reliable), (3, _fusion))
+    ]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two mean scores.
+
+    Attributes:
+        value: of the means, over the seeds that both have.
+        spread: of a score (None with fewer than two such seeds).
+        sampled: the spread is that of the test pictures, larger than that over seeds.
+    """
+
+    value: float
+    spread: float | None
+    sampled: bool = False
+
+    @property
+    def sign(self) -> int:
+        """1 for clearly positive, -1 for clearly negative, 0 for what cannot be told."""
+        if self.spread is None or abs(self.value) <= 2 * self.spread:
+            return 0
+        return 1 if self.value > 0 else -1
+
+    def __str__(self) -> str:
+        if self.spread is None:
+            noise = "one seed, no spread"
+        else:
+            noise = f"{'sampling error' if self.sampled else 'pooled spread'} {100 * self.spread:.1f}"
+        return f"{100 * self.value:+.1f} points ({noise})"
+
+
+def difference(a: Scores | None, b: Scores | None, pictures: int | None = None) -> Difference | None:
+    """Of mean scores over common seeds; None where there are none.
+
+    Args:
+        a, b: score by seed.
+        pictures: test pictures of each, where scores are accuracies: the spread is at least their sampling error.
+    """
+    common = sorted(set(a or ()) & set(b or ()))
+    if a is None or b is None or not common:
+        return None
+    sides = [[s[seed] for seed in common] for s in (a, b)]
+    value = statistics.mean(sides[0]) - statistics.mean(sides[1])
+    if len(common) < 2:
+        return Difference(value, None)
+    spread = math.sqrt(statistics.mean(statistics.variance(side) for side in sides))
+    if pictures is not None:
+        means = [min(max(statistics.mean(side), 0.0), 1.0) for side in sides]
+        least = math.sqrt(statistics.mean(m * (1 - m) / pictures for m in means))
+        if least > spread:
+            return Difference(value, least, sampled=True)
+    return Difference(value, spread)
+
+
+@dataclass
+class _Part:
+    """Rows of one task, family and start."""
+
+    tolerated: float
+    pictures: int | None
+    scores: dict[Place, dict[int, float]] = field(default_factory=dict)
+    enters: dict[tuple[str, str, int], int] = field(default_factory=dict)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        a, b, depth = row["source"], row["target"], row["depth"]
+        self.enters[a, b, depth] = row.get("enter", depth)
         chain = parse_chain(row["objective"])
-        start = start_of(chain)
         if needs_labels(chain):
             trained = name_of(tuple(stage for stage in chain if stage not in CLOSED))
-            place = (row["source"], row["target"], row["depth"], trained)
-            part = parts.setdefault((row["task"], row["family"], start), {})
-            part.setdefault(place, {})[row["seed"]] = row["score"]
-    out = []
-    for (task, family, start), scores in parts.items():
-        for number, rule in ((1, _training), (2, _reliable), (3, _fusion)):
-            verdict, reasons = rule(scores, tolerated_drop)
-            out.append(Verdict(number, CLAIMS[number], task, family, start, verdict, reasons))
-    return out
+            self.scores.setdefault((a, b, depth, trained), {})[row["seed"]] = row["score"]
+
+    def crossed(self) -> dict[tuple[str, str], list[int]]:
+        """Depths by direction between two models."""
+        out: dict[tuple[str, str], list[int]] = {}
+        for a, b, depth in sorted(self.enters):
+            if a != b:
+                out.setdefault((a, b), []).append(depth)
+        return out
+
+    def minus(self, place: Place, other: Place) -> Difference | None:
+        return difference(self.scores.get(place), self.scores.get(other), self.pictures)
 
 
-def difference(a: Scores | None, b: Scores | None) -> tuple[float, float | None] | None:
-    """Difference of mean scores and pooled spread (None with fewer than two seeds); None where a side has no row."""
-    if not a or not b:
-        return None
-    diff = statistics.mean(a.values()) - statistics.mean(b.values())
-    if min(len(a), len(b)) < 2:
-        return diff, None
-    spread = math.sqrt((statistics.variance(a.values()) + statistics.variance(b.values())) / 2)
-    return diff, spread
-
-
-def _crossed(scores: Mapping[Place, Scores]) -> list[tuple[str, str]]:
-    return sorted({(a, b) for a, b, _, _ in scores if a != b})
-
-
-def _told(what: str, found: tuple[float, float | None] | None) -> str:
-    if found is None:
-        return f"{what}: rows are missing"
-    diff, spread = found
-    noise = "one seed, no spread" if spread is None else f"pooled spread {100 * spread:.1f}"
-    return f"{what} {100 * diff:+.1f} points ({noise})"
-
-
-def _sign(found: tuple[float, float | None] | None) -> int:
-    """1 for clearly positive, -1 for clearly negative, 0 for what cannot be told."""
-    if found is None or found[1] is None or abs(found[0]) <= 2 * found[1]:
-        return 0
-    return 1 if found[0] > 0 else -1
-
-
-def _training(scores: Mapping[Place, Scores], tolerated: float) -> tuple[str, list[str]]:
+def _training(part: _Part) -> tuple[str, list[str]]:
     signs, reasons = [], []
-    for a, b in _crossed(scores):
-        depth = min(d for x, y, d, _ in scores if (x, y) == (a, b))
-        found = difference(scores.get((a, b, depth, "ffm+tlt")), scores.get((a, b, depth, "tlt")))
-        signs.append(_sign(found))
-        reasons.append(_told(f"{a} into {b} at {depth}, FFM then TLT minus TLT", found))
+    for (a, b), depths in part.crossed().items():
+        found = part.minus((a, b, depths[0], "ffm+tlt"), (a, b, depths[0], "tlt"))
+        signs.append(0 if found is None else found.sign)
+        reasons.append(f"{a} into {b} at {depths[0]}, FFM then TLT minus TLT{_told(found)}")
     return _all_or_any(signs), reasons or ["no direction between two models has rows"]
+
+
+def _reliable(part: _Part) -> tuple[str, list[str]]:
+    signs, reasons = [], []
+    for (a, b), depths in part.crossed().items():
+        for depth in depths:
+            enter = part.enters[a, b, depth]
+            found = part.minus((b, b, enter, "ffm+tlt"), (a, b, depth, "ffm+tlt"))
+            sign = 0
+            if found is not None and found.spread is not None:
+                low, high = found.value - 2 * found.spread, found.value + 2 * found.spread
+                sign = 1 if high <= part.tolerated else -1 if low > part.tolerated else 0
+            signs.append(sign)
+            reasons.append(f"{b} into itself{_at(enter, depth)} minus {a} into {b} at {depth}{_told(found)}")
+    if reasons:
+        reasons[-1] += f"; tolerated: {100 * part.tolerated:.1f} points"
+    return _all_or_any(signs), reasons or ["no direction between two models has rows"]
+
+
+def _fusion(part: _Part) -> tuple[str, list[str]]:
+    signs, reasons = [], []
+    for (a, b), depths in part.crossed().items():
+        depth = depths[-1]
+        cross = (a, b, depth, "ffm+tlt")
+        selves = {m: (m, m, at, "ffm+tlt") for m, at in ((a, depth), (b, part.enters[a, b, depth]))}
+        better = sorted(selves, key=lambda m: -statistics.mean(part.scores.get(selves[m], {0: -1.0}).values()))
+        found = {m: part.minus(cross, selves[m]) for m in better}
+        each = [0 if f is None else f.sign for f in found.values()]
+        signs.append(-1 if min(each) < 0 else 1 if min(each) > 0 else 0)
+        told = [f"{m} into itself{_at(selves[m][2], depth)}{_told(f)}" for m, f in found.items()]
+        reasons.append(f"{a} into {b} at {depth} minus {', minus '.join(told)}")
+    if any(s > 0 for s in signs):
+        return HOLDS, reasons
+    verdict = NOT if signs and all(s < 0 for s in signs) else UNKNOWN
+    return verdict, reasons or ["no direction between two models has rows"]
+
+
+def _at(enter: int, depth: int) -> str:
+    return "" if enter == depth else f" at {enter}"
+
+
+def _told(found: Difference | None) -> str:
+    return ": rows are missing" if found is None else f" {found}"
 
 
 def _all_or_any(signs: Sequence[int]) -> str:
     if signs and all(s > 0 for s in signs):
         return HOLDS
     return NOT if any(s < 0 for s in signs) else UNKNOWN
-
-
-def _reliable(scores: Mapping[Place, Scores], tolerated: float) -> tuple[str, list[str]]:
-    signs, reasons = [], []
-    for a, b, depth in sorted({(a, b, d) for a, b, d, _ in scores if a != b}):
-        found = difference(scores.get((b, b, depth, "ffm+tlt")), scores.get((a, b, depth, "ffm+tlt")))
-        sign = 0
-        if found is not None and found[1] is not None:
-            sign = 1 if found[0] + 2 * found[1] <= tolerated else -1 if found[0] - 2 * found[1] > tolerated else 0
-        signs.append(sign)
-        reasons.append(_told(f"{b} into itself minus {a} into {b} at {depth}", found))
-    if reasons:
-        reasons[-1] += f"; tolerated: {100 * tolerated:.1f} points"
-    return _all_or_any(signs), reasons or ["no direction between two models has rows"]
-
-
-def _fusion(scores: Mapping[Place, Scores], tolerated: float) -> tuple[str, list[str]]:
-    signs, reasons = [], []
-    for a, b in _crossed(scores):
-        depth = max(d for x, y, d, _ in scores if (x, y) == (a, b))
-        selves = {m: s for m in (a, b) if (s := scores.get((m, m, depth, "ffm+tlt")))}
-        better = max(selves, key=lambda m: statistics.mean(selves[m].values()), default=None)
-        found = difference(scores.get((a, b, depth, "ffm+tlt")), None if better is None else selves[better])
-        sign = _sign(found)
-        signs.append(sign if len(selves) == 2 or sign < 0 else 0)
-        lacking = [m for m in (a, b) if m not in selves]
-        reasons.append(
-            _told(f"{a} into {b} at {depth} minus {f'{better} into itself' if better else 'any self-stitch'}", found)
-            + (f" ({', '.join(lacking)} into itself has no row)" if lacking else "")
-        )
-    if any(s > 0 for s in signs):
-        return HOLDS, reasons
-    verdict = NOT if signs and all(s < 0 for s in signs) else UNKNOWN
-    return verdict, reasons or ["no direction between two models has rows"]

@@ -64,16 +64,21 @@ def run_protocol(
 
 
 def _check_axes(run: Run, config: ProtocolConfig) -> None:
-    """Names keep their meaning: a model's source and a task's settings cannot change within a run folder."""
+    """Names keep their meaning: a model's source and a task's settings cannot change once they have rows."""
     path = run.path("axes.json")
     before = read_json(path) if path.exists() else {"models": {}, "tasks": {}}
     now: dict[str, dict[str, Any]] = {
         "models": dict(config.models),
         "tasks": {name: vars(task) for name, task in config.tasks.items()},
     }
+    rows = run.rows()
+    used = {
+        "models": {row[end] for row in rows for end in ("model", "source", "target") if end in row},
+        "tasks": {row["task"] for row in rows},
+    }
     for axis, values in now.items():
         for name, value in values.items():
-            if name in before[axis] and before[axis][name] != value:
+            if name in used[axis] and name in before[axis] and before[axis][name] != value:
                 raise ValueError(
                     f"{run.folder} has rows in which {axis[:-1]} {name!r} is {before[axis][name]}; now it is {value}: "
                     "give it another name, or another out folder."
@@ -112,7 +117,7 @@ class _Grid:
                 mine = [cell for cell in left if (cell.task, cell.seed) == (name, seed)]
                 if not mine and self._baselines_done(name, seed):
                     continue
-                bench = self._bench(name, seed)
+                bench = self._bench(name, seed, mine)
                 self._baselines(bench)
                 for cell in mine:
                     began = time.monotonic()
@@ -141,7 +146,7 @@ class _Grid:
         maps = (_cka_key(name, a, b, seed, self.config.cka_depths) for a, b in self._pairs())
         return all(self.run.has(k) for k in [*keys, *maps])
 
-    def _bench(self, name: str, seed: int) -> Bench:
+    def _bench(self, name: str, seed: int, mine: Sequence[Cell]) -> Bench:
         task, config = self.tasks[name], self.config
         store = self._by_task.get(name) or FeatureStore(
             self.root,
@@ -155,7 +160,7 @@ class _Grid:
         )
         store = self._by_task[name] = self._stores.setdefault(store.fingerprint, store)
         division = draw(name, task, config.tasks[name], seed)
-        depths = self._depths()
+        depths = self._depths(mine)
         learn, title = [*division.train, *division.validation], f"{name}, seed {seed}: features"
         store.ensure(learn, depths, f"{title} to train on")
         mapped = set(division.test[: config.cka_pictures])
@@ -175,15 +180,15 @@ class _Grid:
         known = {r["data"] for r in self.run.rows() if (r["task"], r["seed"]) == (name, seed)}
         if known - {bench.data}:
             raise ValueError(
-                f"{self.run.folder} has rows of task {name!r}, seed {seed}, that saw other pictures or labels than there "
-                "are now (added, renamed, unreadable or of another order): put them back, or give another out folder."
+                f"{self.run.folder} has rows of task {name!r}, seed {seed}, that saw other pictures or labels than now "
+                "(some were added, renamed or not readable): put them back, or give another out folder."
             )
         return bench
 
-    def _depths(self) -> dict[str, list[int]]:
-        """All that rows of the grid read of each model."""
+    def _depths(self, mine: Sequence[Cell]) -> dict[str, list[int]]:
+        """All that these rows, and the models alone, read of each model."""
         out: dict[str, set[int]] = {name: {self.models.specs[name].depth} for name in self._used()}
-        for cell in self.todo:
+        for cell in mine:
             out[cell.source].add(StitchSpec(cell.family).reads(cell.depth))
             out[cell.target].add(cell.enter)
         return {name: sorted(depths) for name, depths in out.items()}
@@ -211,7 +216,7 @@ class _Grid:
                 continue
             cost = model_cost(spec, self.config.grid, spec.depth)
             row = {"kind": "model", **self._common(bench), "model": name, "score": score}
-            row |= {"metric": _metric(bench), "majority": most_frequent, "chance": 1 / len(bench.task.classes)}
+            row |= {"metric": _metric(bench), "majority": most_frequent, "chance": _chance(bench)}
             row |= {"classes": len(bench.task.classes), "pictures": _sizes(bench), "stages": {"head": facts}}
             row |= {"parameters": cost.parameters, "flops": cost.flops, "seconds": time.monotonic() - began}
             row["naive_pictures"] = _sums([facts["naive_pictures"], self.counts.take()])
@@ -265,6 +270,11 @@ def _sums(counts: Sequence[dict[str, int]]) -> dict[str, int]:
     for part in counts:
         total.update(part)
     return dict(sorted(total.items()))
+
+
+def _chance(bench: Bench) -> float | None:
+    """Of guessing evenly; mIoU has no such number that is independent of the masks."""
+    return 1 / len(bench.task.classes) if bench.task.kind == "classification" else None
 
 
 def _metric(bench: Bench) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vst.protocol.bench import Bench
 from vst.protocol.stitched import Stitched
 from vst.similarity import AgreementSums, CKASums, FrechetSums
-from vst.tasks import IGNORED, Confusion, LinearHead
+from vst.tasks import IGNORED, ClassCounts, LinearHead
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def measure(bench: Bench, stitched: Stitched, head: LinearHead) -> tuple[dict[st
     cell, patches = stitched.cell, stitched.target.patches
     last = stitched.target.spec.depth
     seam, end, distance = AgreementSums(), AgreementSums(), FrechetSums()
-    confusion, given = Confusion(len(bench.task.classes)), []
+    counts, given = ClassCounts(len(bench.task.classes)), []
     wanted = {cell.source: {stitched.reads}}
     wanted.setdefault(cell.target, set()).update({cell.enter, last})
     rows = bench.division.test
@@ -38,9 +38,9 @@ def measure(bench: Bench, stitched: Stitched, head: LinearHead) -> tuple[dict[st
         distance.update(patches(z).float(), own)
         end.update(y, patches(state[cell.target, last]))
         given.append(_predict(bench, head, y, part))
-        confusion.update(given[-1], bench.labels(part))
+        counts.update(given[-1], bench.labels(part))
     out = {
-        "score": confusion.score(bench.task.kind),
+        "score": counts.score(bench.task.kind),
         "seam": seam.result().to_dict(),
         "end": end.result().to_dict(),
         "distance": distance.result(),
@@ -52,13 +52,13 @@ def measure(bench: Bench, stitched: Stitched, head: LinearHead) -> tuple[dict[st
 def measure_model(bench: Bench, model: str, head: LinearHead) -> tuple[float, Tensor]:
     """Score and predictions of one model alone."""
     last, rows = bench.models.specs[model].depth, bench.division.test
-    confusion, given = Confusion(len(bench.task.classes)), []
+    counts, given = ClassCounts(len(bench.task.classes)), []
     for at in range(0, len(rows), 32):
         part = rows[at : at + 32]
         y = bench.models[model].patches(bench.store.batch(part, {model: [last]})[model, last])
         given.append(_predict(bench, head, y, part))
-        confusion.update(given[-1], bench.labels(part))
-    return confusion.score(bench.task.kind), torch.cat(given).cpu()
+        counts.update(given[-1], bench.labels(part))
+    return counts.score(bench.task.kind), torch.cat(given).cpu()
 
 
 def _predict(bench: Bench, head: LinearHead, patches: Tensor, rows: list[int]) -> Tensor:
@@ -67,11 +67,13 @@ def _predict(bench: Bench, head: LinearHead, patches: Tensor, rows: list[int]) -
 
 def majority(bench: Bench) -> float:
     """Score of always giving the training pictures' most frequent class."""
-    labels = bench.labels(bench.division.train)
-    kinds, counts = labels[labels != IGNORED].unique(return_counts=True)
-    confusion = Confusion(len(bench.task.classes))
-    confusion.update(torch.full_like(bench.test_labels, int(kinds[counts.argmax()])), bench.test_labels)
-    return confusion.score(bench.task.kind)
+    train, test = (ClassCounts(len(bench.task.classes)) for _ in range(2))
+    for counts, rows, given in ((train, bench.division.train, None), (test, bench.division.test, train)):
+        for at in range(0, len(rows), 32):
+            labels = bench.labels(rows[at : at + 32])
+            always = 0 if given is None else int(given.wanted.argmax())
+            counts.update(torch.full_like(labels, always), labels)
+    return test.score(bench.task.kind)
 
 
 def rescues(given: Tensor, first: Tensor, second: Tensor, labels: Tensor) -> dict[str, int]:

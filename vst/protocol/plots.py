@@ -59,8 +59,8 @@ def training_curves(rows: Sequence[Row], task: str, family: str, path: Path) -> 
     plt = _pyplot()
     from matplotlib.lines import Line2D
 
-    seed = min(r["seed"] for r in stitched_rows(rows))
-    part = [r for r in stitched_rows(rows) if (r["task"], r["family"], r["seed"]) == (task, family, seed)]
+    mine = [r for r in stitched_rows(rows) if (r["task"], r["family"]) == (task, family)]
+    part = [r for r in mine if r["seed"] == min(r["seed"] for r in mine)]
     stages = [s for s in ("lfm", "ffm", "tlt") if any(_last(r) == s for r in part)]
     if not stages:
         return
@@ -101,15 +101,15 @@ def _last(row: Row) -> str:
 
 
 def cka_picture(rows: Sequence[Row], task: str, path: Path) -> None:
-    """Maps of linear CKA by depth, one for each pair of models, means over seeds."""
+    """Maps of linear CKA by depth, one for each pair of models and list of depths, means over seeds."""
     plt = _pyplot()
-    maps: dict[tuple[str, str], list[Row]] = {}
+    maps: dict[tuple[str, str, tuple[int, ...]], list[Row]] = {}
     for row in rows:
         if row["kind"] == "cka" and row["task"] == task:
-            maps.setdefault((row["source"], row["target"]), []).append(row)
+            maps.setdefault((row["source"], row["target"], tuple(row["depths"])), []).append(row)
     figure, panels = plt.subplots(1, len(maps), figsize=(4.3 * len(maps), 4.0), dpi=130, squeeze=False)
-    for axes, ((a, b), found) in zip(panels[0], maps.items(), strict=True):
-        depths, size = found[0]["depths"], len(found[0]["depths"])
+    for axes, ((a, b, depths), found) in zip(panels[0], maps.items(), strict=True):
+        size = len(depths)
         mean = [[statistics.mean(r["cka"][i][j] for r in found) for j in range(size)] for i in range(size)]
         axes.imshow(mean, vmin=0, vmax=1, cmap="viridis", origin="lower")
         for i in range(size):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vst.images import SUFFIXES, open_image, to_rgb
+from vst.images import open_image, to_rgb
+from vst.pictures import picture_names
 from vst.protocol.tasks import TwoParts, register
 
 
@@ -115,6 +116,8 @@ class HuggingFace(TwoParts):
         except ImportError as error:
             raise ImportError('A Hugging Face dataset needs datasets: pip install "vfm-stitch-tree[hub]".') from error
         whole: Any = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path, name)
+        if not hasattr(whole, "keys"):
+            raise ValueError(f"{path} is one dataset; expected a DatasetDict of a training and a test split.")
         if missing := [part for part in (train, test) if part not in whole]:
             raise ValueError(f"{path} has no split {missing}; it has {list(whole)}: name two of these.")
         self.train_count, self.test_count = len(whole[train]), len(whole[test])
@@ -125,6 +128,10 @@ class HuggingFace(TwoParts):
         self.kind, self._column, self.reduce_zero = "segmentation" if mask else "classification", column, reduce_zero
         names = getattr(self.pictures.features[column], "names", None)
         self._labels = None if mask else list(self.pictures[column])
+        if odd := [value for value in self._labels or () if not isinstance(value, int)]:
+            raise ValueError(
+                f"Column {column!r} of {path} holds {odd[0]!r}; expected class numbers, or a ClassLabel column."
+            )
         if classes is None and names is None:
             if self._labels is None:
                 raise ValueError(f"The masks of {path} do not tell their classes; give the option classes.")
@@ -151,9 +158,8 @@ def _folder(path: str) -> Path:
 
 
 def _files(root: Path) -> list[Path]:
-    """Pictures below a folder, sorted by relative path; hidden files left out."""
-    found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    """Pictures below a folder, sorted by relative path."""
+    return [root / name for name in picture_names(root)]
 
 
 def _pairs(images: str, masks: str) -> list[tuple[Path, Path]]:

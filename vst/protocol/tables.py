@@ -101,7 +101,8 @@ def _beside(models: Sequence[Row]) -> str:
     parts.append(
         f"majority class {spread([m['majority'] for m in models if m['model'] == models[0]['model']], 1, 100)}"
     )
-    parts.append(f"chance {100 * models[0]['chance']:.1f}")
+    if models[0]["chance"] is not None:
+        parts.append(f"chance {100 * models[0]['chance']:.1f}")
     return (
         "; ".join(parts)
         + f". {models[0]['classes']} classes; {sizes['train']} training, {sizes['validation']} validation "

@@ -21,6 +21,8 @@ from vst.protocol.config import TaskConfig
 from vst.tasks import IGNORED
 
 TASKS: dict[str, type[Task]] = {}
+VOID = 255
+"""Value of a mask's pixels that do not count."""
 
 
 def register(cls: type[Task]) -> type[Task]:
@@ -96,6 +98,8 @@ def make_task(name: str, config: TaskConfig) -> Task:
             f"Task {name!r} has {len(task.classes)} class ({', '.join(task.classes)}); expected at least two: add "
             "another class, or check how the data are laid out."
         )
+    if task.kind == "segmentation" and len(task.classes) > VOID:
+        raise ValueError(f"Task {name!r} has {len(task.classes)} classes; masks have at most {VOID}, 255 is ignored.")
     return task
 
 
@@ -143,20 +147,18 @@ def labels_of(name: str, task: Task, rows: Sequence[int], how_cut: str, side: in
     Raises:
         ValueError: a label outside the classes, a mask of another size than its picture.
     """
-    if task.kind == "classification":
-        labels = torch.tensor([task.label(row) for row in rows])
-    else:
-        labels = torch.stack([_mask(name, task, row, how_cut, side) for row in rows])
-    bad = (labels < 0) & (labels != IGNORED) | (labels >= len(task.classes))
-    if task.kind == "classification":
-        bad |= labels == IGNORED
-    if bool(bad.any()):
-        at = int(bad.flatten(1).any(1).nonzero()[0]) if labels.ndim > 1 else int(bad.nonzero()[0])
-        value = int(labels[at][bad[at]].flatten()[0])
-        raise ValueError(
-            f"Task {name!r} gives picture {rows[at]} the label {value}; expected 0 to {len(task.classes) - 1}, one for "
-            f"each of its {len(task.classes)} classes (in masks 255 is ignored): correct the label, or the classes."
-        )
+    dense, classes = task.kind == "segmentation", len(task.classes)
+    labels = torch.empty((len(rows), side, side) if dense else len(rows), dtype=torch.int16 if dense else torch.long)
+    for i, row in enumerate(rows):
+        value = _mask(name, task, row, how_cut, side) if dense else torch.tensor(task.label(row))
+        bad = (value < 0) & ~(dense & (value == IGNORED)) | (value >= classes)
+        if bool(bad.any()):
+            raise ValueError(
+                f"Task {name!r} gives picture {row} the label {int(value[bad].flatten()[0])}; expected 0 to "
+                f"{classes - 1}, one for each of its {classes} classes (in masks 255 is ignored): correct the label, "
+                "or the classes."
+            )
+        labels[i] = value
     return labels
 
 
@@ -166,7 +168,7 @@ def check_classes(name: str, labels: Tensor) -> None:
     Raises:
         ValueError: the training labels are all alike.
     """
-    kinds = labels[labels != IGNORED].unique()
+    kinds = torch.tensor(sorted({int(value) for part in labels for value in part.unique()} - {IGNORED}))
     if len(kinds) < 2:
         raise ValueError(
             f"The training pictures of task {name!r} hold only the class {kinds.tolist()}; expected at least two: use "
@@ -186,5 +188,5 @@ def _mask(name: str, task: Task, row: int, how_cut: str, side: int) -> Tensor:
             f"Task {name!r}: the mask of picture {row} has mode {mask.mode}; expected one channel of class numbers."
         )
     square = cut(mask, how_cut).resize((side, side), Image.Resampling.NEAREST)
-    values = np.array(square).astype(np.int16)
-    return torch.from_numpy(np.where(values == 255, IGNORED, values))
+    values = np.array(square).astype(np.int32)
+    return torch.from_numpy(np.where(values == VOID, IGNORED, values))
