@@ -134,7 +134,7 @@ def test_hugging_face_datasets(tmp_path):
         "image", datasets.Image()
     )
     datasets.DatasetDict({"train": words, "test": words}).save_to_disk(str(tmp_path / "w"))
-    with pytest.raises(ValueError, match="Column 'label' of .* holds 'x'; expected class numbers"):
+    with pytest.raises(ValueError, match=r"Column 'label' of .* holds 'x'; expected class numbers"):
         make_task("t", TaskConfig("hf", {"path": str(tmp_path / "w")}))
 
 
