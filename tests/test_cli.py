@@ -47,6 +47,12 @@ def test_errors_are_one_sentence(args, message):
     assert "\n" not in str(stop.value)
 
 
+def test_without_a_command_the_known_ones_are_told(capsys):
+    with pytest.raises(SystemExit):
+        cli.main([])
+    assert "{fit,inspect,latency" in capsys.readouterr().err
+
+
 def test_unknown_options_are_refused(capsys):
     whole = ["--tree.trunk", "a", "--tree.branches", "[b]", "--tree.splits", "[1]", "--images", "x", "--out", "y"]
     with pytest.raises(SystemExit):

@@ -218,9 +218,11 @@ def test_cache_rows_survive_and_unwritten_ones_are_known(tmp_path):
     again = TargetCache(tmp_path, "key", 10, shapes)
     assert again.has([1, 7])
     assert not again.has([1, 2])
+    with pytest.raises(LookupError, match="not written yet"):
+        again.read([1, 2])
     for depth, value in again.read([1, 7]).items():
         torch.testing.assert_close(value, values[depth].flip(0), atol=1e-3, rtol=1e-3)
-    with pytest.raises(ValueError, match="beyond the range of fp16"):
+    with pytest.raises(ValueError, match="beyond fp16's range"):
         cache.write([3], {2: torch.full((1, 3, 4), 1e6), 5: torch.zeros(1, 1, 2)})
     assert not cache.has([3])
 

@@ -134,6 +134,19 @@ class TestHosts:
         with pytest.raises(SystemExit, match="no module"):
             main([f"{host}.nothing"])
 
+    @pytest.mark.parametrize("code", ["None", "0", "3"])
+    def test_a_module_that_ended_well_leaves_its_group(self, host, tmp_path, monkeypatch, code):
+        left = []
+        monkeypatch.setattr("vst.processes.leave_group", lambda: left.append(1))
+        (tmp_path / "ending.py").write_text(f"import sys; sys.exit({code})")
+        monkeypatch.syspath_prepend(tmp_path)
+        if code == "3":
+            with pytest.raises(SystemExit):
+                hosts.run_module("ending", [])
+        else:
+            hosts.run_module("ending", [])
+        assert len(left) == (code != "3")
+
     def test_a_broken_host(self, host, monkeypatch):
         builder = self.imported(host, "multimodal_encoder.builder").__file__
         del sys.modules[f"{host}.model.multimodal_encoder.builder"]

@@ -11,7 +11,8 @@ def rows(scores, depths=(2, 10), start="", noise=0.01, seeds=(0, 1, 2)):
     """Rows from ``{(source, target, chain): (score at the first depth, at the last)}``; seeds differ by the noise."""
     return [
         {
-            "kind": "stitched", "task": "t", "family": "mlp", "source": a, "target": b, "depth": depth, "seed": seed,
+            "kind": "stitched", "task": "t", "family": "mlp", "source": a, "target": b, "depth": depth, "enter": depth,
+            "seed": seed,
             "objective": start + chain, "score": score + noise * (seed - 1), "metric": "accuracy",
         }
         for (a, b, chain), values in scores.items()

@@ -117,7 +117,7 @@ class TargetCache:
         """
         flat = torch.cat([values[d].flatten(1).half() for d in self.shapes], dim=1).cpu().numpy()
         if not np.isfinite(flat).all():
-            raise ValueError("A model's features are beyond the range of fp16 (65504), in which they would be cached.")
+            raise ValueError("Features are beyond fp16's range (65504), in which they are cached: do without a cache.")
         self._rows[list(rows)] = flat
         self._rows.flush()
         self._done[list(rows)] = 1

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -336,7 +337,7 @@ def _flags(args: list[str] | None) -> list[str]:
     """Let switches stand alone, as well as with true or false, and be written with hyphens."""
     out: list[str] = []
     given = sys.argv[1:] if args is None else args
-    for word, after in zip(given, [*given[1:], ""], strict=True):
+    for word, after in zip_longest(given, given[1:], fillvalue=""):
         word = {"--dry-run": "--dry_run", "--latency-ms": "--latency_ms"}.get(word, word)
         out.append(word)
         if word in ("--resume", "--overwrite", "--dry_run") and after not in ("true", "false"):
@@ -357,11 +358,11 @@ def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
     """Call; errors that users can mend end the process with one sentence (VST_DEBUG=1 shows where they came from)."""
     try:
         function(**_without_config(values))
-        leave_group()
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("VST_DEBUG"):
             raise
         sys.exit(f"{type(error).__name__}: {error}")
+    leave_group()
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -95,10 +95,8 @@ def run_demo(
     Raises:
         ValueError: the folder holds a run of another config and ``overwrite`` is False.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.precision == "auto":
-        config = replace(config, precision="bf16" if has_bf16(device) else "fp32")
-    folder = Path(folder)
+    folder, device = Path(folder), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = replace(config, precision=_precision(config.precision, folder, device))
     run = Run(folder, asdict(config), resume=resume and folder.exists(), overwrite=overwrite)
     if overwrite:
         for part in ("fit", "data", "models"):
@@ -123,11 +121,19 @@ def run_demo(
     return results
 
 
+def _precision(wanted: str, folder: Path, device: torch.device) -> str:
+    """What auto stands for: what the run began with, or what the device has."""
+    if wanted != "auto":
+        return "bf16" if uses_bf16(wanted, device) else "fp32"
+    before = read_json(folder / "run.json").get("precision") if (folder / "run.json").exists() else None
+    return before or ("bf16" if has_bf16(device) else "fp32")
+
+
 class _Job:
     def __init__(self, run: Run, config: LlavaDemoConfig, device: torch.device) -> None:
         self.run, self.config = run, config
         self.encoders, self.assets = encoders.prepare(), assets.prepare()
-        self.device, self.bf16 = device, uses_bf16(config.precision, device)
+        self.device, self.bf16 = device, config.precision == "bf16"
         self.split = min(config.splits) if config.split is None else config.split
 
     def tree(self) -> None:

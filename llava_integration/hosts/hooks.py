@@ -21,8 +21,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vst.processes import leave_group
-
 Builder = Callable[..., Any]
 PACKAGES = ("llava", "eagle", "cambrian")
 FUNCTION = "build_vision_tower"
@@ -99,8 +97,14 @@ def run_module(name: str, args: list[str]) -> None:
             raise ImportError(f"There is no module {name!r}: give one of the host's, such as llava.train.train.")
     except ImportError as error:
         sys.exit(f"ImportError: {error}")
+    from vst.processes import leave_group  # here: the hooks themselves are imported where little else can be
+
     sys.argv = [name, *args]
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
     leave_group()
 
 

@@ -122,11 +122,15 @@ class Bench:
         """Source tokens that the stitch reads."""
         return self.store.batch(rows, {stitched.cell.source: [stitched.reads]})[stitched.cell.source, stitched.reads]
 
+    def known(self, *models: str) -> str:
+        """Digest of all that what is kept of these models on these pictures depends on."""
+        return digest({**self._pool, "models": [self.models.digest(name) for name in models]})[:12]
+
     def stitched(self, cell: Cell) -> tuple[Stitched, dict[str, Any]]:
         """The stitch of a chain without task loss, trained or read back, and facts of each of its stages."""
         stitched = Stitched(cell, self.models)
-        known = digest({**self._pool, "models": [self.models.digest(name) for name in (cell.source, cell.target)]})[:12]
-        path = self.folder / "stages" / f"{known},{cell.place},{name_of(cell.chain)},seed{cell.seed}.safetensors"
+        name = f"{self.known(cell.source, cell.target)},{cell.place},{name_of(cell.chain)},seed{cell.seed}"
+        path = self.folder / "stages" / f"{name}.safetensors"
         if path.exists():
             return stitched, load_module(path, stitched.stitch)
         if not cell.chain or cell.chain[-1] in CLOSED:
@@ -185,7 +189,8 @@ class Bench:
     def probed(self, stitched: Stitched) -> tuple[LinearHead, dict[str, Any]]:
         """A linear head trained on the frozen stitched model's features, or read back."""
         cell = replace(stitched.cell, task=self.name)
-        head, path = self.head(cell.target), self.folder / "heads" / f"{self.data},{cell.key}.safetensors"
+        name = f"{self.known(cell.source, cell.target)},{cell.key}"
+        head, path = self.head(cell.target), self.folder / "heads" / f"{name}.safetensors"
         if path.exists():
             return head, load_module(path, head)
         facts = self.train_head(head, lambda rows: stitched.end(stitched.seam(self.states(rows, stitched))), cell.key)
@@ -199,11 +204,13 @@ class Bench:
         kept = torch.float32 if self.task.kind == "classification" else torch.float16
         pooled = torch.empty(0)
         with torch.no_grad(), self.autocast():
-            for at, part in enumerate(self._parts(rows)):
+            done = 0
+            for part in self._parts(rows):
                 made = head.pool(features(part).float())
-                if at == 0:  # whole at once: a list of parts would need the room twice
+                if not done:  # whole at once: a list of parts would need the room twice
                     pooled = torch.empty(len(rows), *made.shape[1:], dtype=kept, device=made.device)
-                pooled[32 * at : 32 * at + len(part)] = made
+                pooled[done : done + len(part)] = made
+                done += len(part)
         place, seen = {row: i for i, row in enumerate(rows)}, self.store.counts.take()
 
         def loss(rows: Sequence[int]) -> Tensor:

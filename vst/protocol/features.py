@@ -188,7 +188,7 @@ class FeatureStore:
             raise ValueError(
                 f"Features of {len(todo):,} pictures need {size / 1e9:,.1f} GB more, and {self.root} holds "
                 f"{held / 1e9:,.1f} GB; the limit is {self.limit_gb:g} GB and {free / 1e9:,.1f} GB are free: raise "
-                "cache_limit_gb, or use fewer pictures, seeds or depths."
+                "cache_limit_gb, delete that folder if other runs filled it, or use fewer pictures, seeds or depths."
             )
         with progress(title, len(todo), self.show) as bar:
             for at in range(0, len(todo), 16):

@@ -157,7 +157,7 @@ class _Part:
 
     def add(self, row: Mapping[str, Any]) -> None:
         a, b, depth = row["source"], row["target"], row["depth"]
-        self.enters[a, b, depth] = row.get("enter", depth)
+        self.enters[a, b, depth] = row["enter"]
         chain = parse_chain(row["objective"])
         if needs_labels(chain):
             trained = name_of(tuple(stage for stage in chain if stage not in CLOSED))
@@ -207,11 +207,10 @@ def _fusion(part: _Part) -> tuple[str, list[str]]:
         depth = depths[-1]
         cross = (a, b, depth, "ffm+tlt")
         selves = {m: (m, m, at, "ffm+tlt") for m, at in ((a, depth), (b, part.enters[a, b, depth]))}
-        better = sorted(selves, key=lambda m: -statistics.mean(part.scores.get(selves[m], {0: -1.0}).values()))
-        found = {m: part.minus(cross, selves[m]) for m in better}
-        each = [0 if f is None else f.sign for f in found.values()]
-        signs.append(-1 if min(each) < 0 else 1 if min(each) > 0 else 0)
-        told = [f"{m} into itself{_at(selves[m][2], depth)}{_told(f)}" for m, f in found.items()]
+        gains = {m: part.minus(cross, place) for m, place in selves.items()}
+        signs.append(min(0 if gain is None else gain.sign for gain in gains.values()))
+        smallest_first = sorted(gains.items(), key=lambda pair: math.inf if pair[1] is None else pair[1].value)
+        told = [f"{m} into itself{_at(selves[m][2], depth)}{_told(gain)}" for m, gain in smallest_first]
         reasons.append(f"{a} into {b} at {depth} minus {', minus '.join(told)}")
     if any(s > 0 for s in signs):
         return HOLDS, reasons
@@ -224,7 +223,7 @@ def _at(enter: int, depth: int) -> str:
 
 
 def _told(found: Difference | None) -> str:
-    return ": rows are missing" if found is None else f" {found}"
+    return ": rows are missing (no seed has both)" if found is None else f" {found}"
 
 
 def _all_or_any(signs: Sequence[int]) -> str:

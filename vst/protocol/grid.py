@@ -118,7 +118,7 @@ class _Grid:
                 if not mine and self._baselines_done(name, seed):
                     continue
                 bench = self._bench(name, seed, mine)
-                self._baselines(bench)
+                self._baselines(bench, compared=bool(mine))
                 for cell in mine:
                     began = time.monotonic()
                     row = self._row(bench, cell)
@@ -164,7 +164,8 @@ class _Grid:
         learn, title = [*division.train, *division.validation], f"{name}, seed {seed}: features"
         store.ensure(learn, depths, f"{title} to train on")
         mapped = set(division.test[: config.cka_pictures])
-        wider = {m: sorted({*d, *config.cka_depths}) for m, d in depths.items()}
+        mapping = not all(self.run.has(_cka_key(name, a, b, seed, config.cka_depths)) for a, b in self._pairs())
+        wider = {m: sorted({*d, *config.cka_depths}) if mapping else d for m, d in depths.items()}
         store.ensure([r for r in division.test if r in mapped], wider, f"{title} for the map")
         store.ensure([r for r in division.test if r not in mapped], depths, f"{title} to test on")
         division = division.without(set(store.unreadable))
@@ -177,7 +178,7 @@ class _Grid:
             if not rows:
                 raise ValueError(f"Task {name!r} has no readable {part} pictures; give readable ones.")
         bench = Bench(name, task, division, store, config, self.run.folder, seed, show=self.show)
-        known = {r["data"] for r in self.run.rows() if (r["task"], r["seed"]) == (name, seed)}
+        known = {r.get("data") for r in self.run.rows() if (r["task"], r["seed"]) == (name, seed)}
         if known - {bench.data}:
             raise ValueError(
                 f"{self.run.folder} has rows of task {name!r}, seed {seed}, that saw other pictures or labels than now "
@@ -193,11 +194,15 @@ class _Grid:
             out[cell.target].add(cell.enter)
         return {name: sorted(depths) for name, depths in out.items()}
 
-    def _baselines(self, bench: Bench) -> None:
-        """A linear probe of each model alone, the majority class, and the maps of agreement."""
+    def _baselines(self, bench: Bench, compared: bool) -> None:
+        """A linear probe of each model alone, the majority class, and the maps of agreement.
+
+        Args:
+            compared: rows are to come that are compared with the models' predictions.
+        """
         for name in self._used():
             key = _model_key(bench.name, name, bench.seed)
-            if self.run.has(key) and self._predictions(key).exists():
+            if self.run.has(key) and (self._predictions(bench, name).exists() or not compared):
                 continue
             began, spec = time.monotonic(), self.models.specs[name]
             head, patches = bench.head(name), self.models[name].patches
@@ -210,9 +215,10 @@ class _Grid:
             )
             most_frequent = majority(bench)
             score, given = measure_model(bench, name, head)
-            with atomic_path(self._predictions(key)) as path:
+            with atomic_path(self._predictions(bench, name)) as path:
                 save_file({"given": given.to(torch.int32)}, path)
             if self.run.has(key):  # a folder of rows alone: its predictions are made again
+                self.counts.take()
                 continue
             cost = model_cost(spec, self.config.grid, spec.depth)
             row = {"kind": "model", **self._common(bench), "model": name, "score": score}
@@ -233,18 +239,16 @@ class _Grid:
         facts = {"task": bench.name, "seed": bench.seed, "data": bench.data}
         return {**facts, "device": self.models.device.type, "precision": self.config.precision}
 
-    def _predictions(self, key: str) -> Path:
-        return self.run.path("predictions") / f"{key}.safetensors"
+    def _predictions(self, bench: Bench, model: str) -> Path:
+        name = f"{bench.known(model)},{_model_key(bench.name, model, bench.seed)}"
+        return self.run.path("predictions") / f"{name}.safetensors"
 
     def _row(self, bench: Bench, cell: Cell) -> dict[str, Any]:
         stitched, head, stages = bench.chain(cell)
         began = time.monotonic()
         self.counts.take()
         measures, given = measure(bench, stitched, head)
-        alone = [
-            load_file(self._predictions(_model_key(bench.name, m, bench.seed)))["given"].long()
-            for m in (cell.source, cell.target)
-        ]
+        alone = [load_file(self._predictions(bench, m))["given"].long() for m in (cell.source, cell.target)]
         cost, spec = stitched.cost(), self.models.specs[cell.target]
         return {
             "kind": "stitched",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -67,13 +68,18 @@ def _predict(bench: Bench, head: LinearHead, patches: Tensor, rows: list[int]) -
 
 def majority(bench: Bench) -> float:
     """Score of always giving the training pictures' most frequent class."""
-    train, test = (ClassCounts(len(bench.task.classes)) for _ in range(2))
-    for counts, rows, given in ((train, bench.division.train, None), (test, bench.division.test, train)):
-        for at in range(0, len(rows), 32):
-            labels = bench.labels(rows[at : at + 32])
-            always = 0 if given is None else int(given.wanted.argmax())
-            counts.update(torch.full_like(labels, always), labels)
-    return test.score(bench.task.kind)
+    seen, counts = (ClassCounts(len(bench.task.classes)) for _ in range(2))
+    for labels in _labels(bench, bench.division.train):
+        seen.update(labels, labels)
+    most_frequent = int(seen.wanted.argmax())
+    for labels in _labels(bench, bench.division.test):
+        counts.update(torch.full_like(labels, most_frequent), labels)
+    return counts.score(bench.task.kind)
+
+
+def _labels(bench: Bench, rows: list[int]) -> Iterator[Tensor]:
+    """Of 32 pictures at a time."""
+    return (bench.labels(rows[at : at + 32]) for at in range(0, len(rows), 32))
 
 
 def rescues(given: Tensor, first: Tensor, second: Tensor, labels: Tensor) -> dict[str, int]:

@@ -21,9 +21,9 @@ from vst.spec import VFMSpec
 def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[str, Any]:
     """Write the report of all rows that a run's folder holds; returns the results."""
     rows = run.rows()
-    shown = sorted(rows, key=_place)  # a grid that grew in another order gives the same tables
+    shown = sorted(rows, key=_place)  # a grid that grew in another order gives the same report
     pushed = read_json(run.path("pushed.json")) if run.path("pushed.json").exists() else {}
-    verdicts = rules.findings(rows, config.tolerated_drop)
+    verdicts = rules.findings(shown, config.tolerated_drop)
     scores = score_tables(shown)
     tables = [*scores, *measure_tables(shown), cost_table(shown), saving(rows, pushed)]
     pictures = _pictures(run, shown)
@@ -46,8 +46,12 @@ def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec])
     return results
 
 
-def _place(row: Mapping[str, Any]) -> tuple[int, ...]:
-    return place_of(parse_chain(row["objective"])) if "objective" in row else ()
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Task by task and family by family; short chains first, directions between two models before self-stitches."""
+    chain = place_of(parse_chain(row["objective"])) if row["kind"] == "stitched" else ()
+    ends = row.get("source", ""), row.get("target", "")
+    names = row["task"], row["kind"], row.get("family", ""), row.get("model", "")
+    return *names, chain, ends[0] == ends[1], ends, row.get("depth", 0), row["seed"]
 
 
 def _pictures(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str]:

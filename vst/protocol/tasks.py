@@ -168,10 +168,10 @@ def check_classes(name: str, labels: Tensor) -> None:
     Raises:
         ValueError: the training labels are all alike.
     """
-    kinds = torch.tensor(sorted({int(value) for part in labels for value in part.unique()} - {IGNORED}))
+    kinds = sorted({int(value) for part in labels for value in part.unique()} - {IGNORED})
     if len(kinds) < 2:
         raise ValueError(
-            f"The training pictures of task {name!r} hold only the class {kinds.tolist()}; expected at least two: use "
+            f"The training pictures of task {name!r} hold only the class {kinds}; expected at least two: use "
             "more training pictures, or another seed."
         )
 
