@@ -21,7 +21,7 @@ from vst.spec import VFMSpec
 def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[str, Any]:
     """Write the report of all rows that a run's folder holds; returns the results."""
     rows = run.rows()
-    shown = sorted(rows, key=_place)  # a grid that grew in another order gives the same report
+    shown = sorted(rows, key=row_place)  # a grid that grew in another order gives the same report
     pushed = read_json(run.path("pushed.json")) if run.path("pushed.json").exists() else {}
     verdicts = rules.findings(shown, config.tolerated_drop)
     scores = score_tables(shown)
@@ -46,7 +46,7 @@ def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec])
     return results
 
 
-def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def row_place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Task by task and family by family; short chains first, directions between two models before self-stitches."""
     chain = place_of(parse_chain(row["objective"])) if row["kind"] == "stitched" else ()
     ends = row.get("source", ""), row.get("target", "")
