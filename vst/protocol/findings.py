@@ -139,7 +139,7 @@ def difference(a: Scores | None, b: Scores | None, pictures: int | None = None) 
         return Difference(value, None)
     spread = math.sqrt(statistics.mean(statistics.variance(side) for side in sides))
     if pictures is not None:
-        means = [min(max(statistics.mean(side), 0.0), 1.0) for side in sides]
+        means = [statistics.mean(side) for side in sides]
         least = math.sqrt(statistics.mean(m * (1 - m) / pictures for m in means))
         if least > spread:
             return Difference(value, least, sampled=True)
