@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from llava_integration.assemble import load
-from llava_integration.gain import share_of_gain
 from llava_integration.timing import first_token
+from vst.gain import share_of_gain
 from vst.latency import measure
 from vst.report import accuracy_latency_plot, spread, table
 from vst.runs import Run, read_json

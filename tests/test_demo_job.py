@@ -1,72 +1,184 @@
-"""The demo's division of pictures and what it draws from results."""
+"""The demo's pictures, and what it draws from its rows, on rows made so that the answers are known."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from vst.demo.job import DemoConfig, Division
-from vst.report import accuracy_latency_plot, objective_rows, pca_maps, towers_rows
+from vst.demo.config import DemoConfig
+from vst.demo.curve import share_plot
+from vst.demo.division import SCENES, SUBCATEGORIES, TEST_STYLE, Division, TaskData
+from vst.demo.page import write_page
+from vst.demo.results import demo_results, pack, unpack
+from vst.demo.tables import cost_rows, detail_rows, error_rows, notes, score_rows, show_results
+from vst.latency import ALL
+from vst.recommend import measured_rows, recommend
+from vst.report import pca_maps
+from vst.runs import Run, write_json
+from vst.tree import VSTEncoder
+
+RIGHT = {"clip alone": 0.6, "dinov2 alone": 0.3, ALL: 0.8}
+TREES = {"ridge": {2: 0.74, 6: 0.66}, "ffm": {2: 0.78, 6: 0.7}}
+PICTURES = 200
 
 
-def results(seeds=2):
-    def stitch(split, shift):
-        agreement = {"error": 0.3 + shift, "channel_error": 0.5 + shift, "cosine": 0.7, "tokens": 64}
-        return {
-            "split": split,
-            "seam": agreement,
-            "final": agreement,
-            "distance": 0.1,
-            "branch_accuracy": 0.7 + shift,
-            "accuracy": 0.8 + shift,
-        }
-
-    shared = {"ratio_low": 0.5, "ratio_high": 0.6, "median_ms": 20.0, "flops_ratio": 0.5}
-    towers = [
-        {"name": "all in full", "kind": "full", "split": None, "accuracy": 0.9, "ratio": 1.0, **shared},
-        {"name": "a alone", "kind": "single", "split": None, "accuracy": 0.6, "ratio": 0.2, **shared},
-        {
-            "name": "VST-2",
-            "kind": "split",
-            "split": 2,
-            "accuracy": 0.8,
-            "accuracy_spread": 0.01,
-            "ratio": 0.5,
-            **shared,
-        },
-    ]
-    fits = [
-        {"seed": seed, "objective": objective, "splits": [stitch(2, 0.1 * seed)]}
-        for seed in range(seeds)
-        for objective in ("ridge", "ffm")
-    ]
-    models = [{"seed": seed, "accuracy": {"a alone": 0.6}} for seed in range(seeds)]
-    return {"towers": towers, "fits": fits, "models": models, "caption": "a caption", "majority": 0.1}
+def counts(kind, share):
+    """Of 200 pictures of two classes, the first share of which is right (in masks: of 64 pixels each)."""
+    wanted = torch.arange(PICTURES) % 2
+    given = torch.where(torch.arange(PICTURES) < share * PICTURES, wanted, 1 - wanted)
+    out = np.zeros((PICTURES, 3, 2), int)
+    for i in range(PICTURES):
+        out[i, 1, wanted[i]] = out[i, 2, given[i]] = 1
+        out[i, 0, wanted[i]] = int(wanted[i] == given[i])
+    return out * (64 if kind == "segmentation" else 1)
 
 
-def test_tables_hold_means_and_spreads():
-    heads, rows = objective_rows(results())
-    assert rows[0][:2] == ["2", "ridge"]
-    assert rows[0][heads.index("final error")] == f"0.350 +- {np.std([0.3, 0.4], ddof=1):.3f}"
-    assert rows[-1][0] == "a alone"
-    assert rows[-1][-1] == "60.0 +- 0.0"
-    _, towers = towers_rows(results())
-    assert towers[2][:2] == ["VST-2", "80.0 +- 1.0"]
-    _, single = objective_rows(results(seeds=1))
-    assert single[0][2] == "0.300"
+def tower(share, flat=0.5):
+    """The scenes tell towers apart; the subcategories do not."""
+    hits = share / (2 - share)  # IoU of two classes that are confused evenly
+    masks = np.zeros((8, 64, 64), int)
+    return {
+        SCENES: {"score": hits, "counts": pack(counts("segmentation", share), "int16"), "masks": pack(masks, "uint8")},
+        SUBCATEGORIES: {"score": flat, "counts": pack(counts("classification", flat), "int16")},
+    }
+
+
+def report(split, shift):
+    agreement = {"error": 0.3 + shift, "channel_error": 0.5 + shift, "cosine": 0.7, "tokens": 64}
+    return {"split": split, "seam": agreement, "final": agreement, "distance": 0.1}
+
+
+def rows(seeds=(0, 1)):
+    out = []
+    for seed in seeds:
+        towers = {name: tower(share) for name, share in RIGHT.items()}
+        out.append({"seed": seed, "objective": None, "towers": towers, "majority": {SCENES: 0.2, SUBCATEGORIES: 0.1}})
+        for objective, at in TREES.items():
+            towers = {f"VST-{split}": tower(share) for split, share in at.items()}
+            reports = [report(split, 0.1 * seed) for split in at]
+            out.append({"seed": seed, "objective": objective, "towers": towers, "reports": reports, "seconds": {}})
+    times = {ALL: (1.0, 1.25), "clip alone": (0.8, 1.0), "dinov2 alone": (0.2, 0.25), "VST-2": (0.96, 1.2),
+             "VST-6": (0.88, 1.1)}  # fmt: skip
+    timed = []
+    for name, (ratio, trunk) in times.items():
+        kind = "full" if name == ALL else "single" if "alone" in name else "split"
+        sure = {"ratio_sure_low": ratio - 0.01, "ratio_sure_high": ratio + 0.01,
+                "trunk_ratio_sure_low": trunk - 0.01, "trunk_ratio_sure_high": trunk + 0.01}  # fmt: skip
+        split = int(name[4:]) if kind == "split" else None
+        timed.append({"name": name, "kind": kind, "split": split, "ratio": ratio, "trunk_ratio": trunk,
+                      "flops_ratio": ratio, "median_ms": 100 * ratio, **sure})  # fmt: skip
+    return [*out, {"rows": timed, "batch_size": 8, "device": "cpu"}]
+
+
+@pytest.fixture
+def results(tiny):
+    tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
+    config = DemoConfig(splits=[2, 6], seeds=[0, 1], probe_test=PICTURES)
+    found = demo_results(rows(), config, tree, "ffm")
+    return json.loads(json.dumps(found))
+
+
+def iou(share):
+    return share / (2 - share)
+
+
+def test_shares_and_costs_are_told_of_every_tower(results):
+    towers = {r["name"]: r for r in results["towers"]}
+    assert list(towers) == [ALL, "clip alone", "dinov2 alone", "VST-2", "VST-2, ridge", "VST-6", "VST-6, ridge"]
+    assert results["better"] == {SCENES: "clip alone", SUBCATEGORIES: "clip alone"}
+    gain = iou(0.8) - iou(0.6)
+    for name, share in (("VST-2", 0.78), ("VST-6, ridge", 0.66), (ALL, 0.8), ("clip alone", 0.6)):
+        found = towers[name]["share"][SCENES]
+        assert found["gain"] == pytest.approx(gain, abs=1e-6)
+        assert found["share"] == pytest.approx((iou(share) - iou(0.6)) / gain, abs=1e-6)
+        assert found["low"] <= found["share"] <= found["high"]
+        assert towers[name]["share"][SUBCATEGORIES]["share"] is None
+    assert [towers[n]["extra_flops"] for n in (ALL, "clip alone", "VST-2")] == pytest.approx([1, 0, 0.8])
+    assert [towers[n]["extra_time"] for n in (ALL, "clip alone", "VST-2")] == pytest.approx([1, 0, 0.8])
+    assert towers["VST-2"]["extra_blocks"] == pytest.approx(9 / 11)
+    assert towers["VST-2"]["accuracy"] == pytest.approx((iou(0.78) + 0.5) / 2)
+    assert towers["VST-2"]["final_error"] == pytest.approx(0.35)
+
+
+def test_tables_hold_means_spreads_and_intervals(results, capsys):
+    heads, cells = score_rows(results)
+    by_name = {line[0]: dict(zip(heads, line, strict=True)) for line in cells}
+    assert by_name["VST-2"]["scenes, mIoU %"] == f"{100 * iou(0.78):.1f} +- 0.0"
+    assert cells[0][2].startswith(f"gain {100 * (iou(0.8) - iou(0.6)):+.1f} (")
+    assert cells[0][4].endswith("not distinguishable from zero")
+    assert [line[4] for line in cells[1:]] == ["0 %", "-", "-", "-", "-", "-"]
+    heads_of_costs, costs = cost_rows(results)
+    assert [line[0] for line in costs] == [ALL, "clip alone", "dinov2 alone", "VST-2", "VST-6"]
+    assert dict(zip(heads_of_costs, costs[3], strict=True))["time / clip alone"] == "1.20 (1.19 .. 1.21)"
+    assert by_name["VST-2"]["extra blocks"] == "82 %"
+    _, errors = error_rows(results)
+    assert errors[0][:4] == ["2", "ridge", "0.350 +- 0.071", "0.350 +- 0.071"]
+    _, details = detail_rows(results)
+    assert details[1][-1] == "60.0"
+    assert "clip alone" in notes(results)
+    show_results(results)
+    assert "distinguishable" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_plot_is_drawn_from_the_results(tmp_path, suffix):
+def test_the_plot_is_drawn_from_the_results(results, tmp_path, suffix):
     path = tmp_path / f"curve.{suffix}"
-    accuracy_latency_plot(json.loads(json.dumps(results())), path)
-    if suffix == "svg":
-        text = path.read_text()
-        assert "all in full" in text or "<path" in text
-    else:
+    share_plot(results, path)
+    if suffix == "png":
         assert np.asarray(Image.open(path)).std() > 5
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_page_shows_masks_and_maps(results, tmp_path):
+    run = Run(tmp_path / "run", {})
+    share_plot(results, run.path("curve.png"))
+    task = TaskData(
+        "segmentation", ["background", "food"], [], [Image.new("RGB", (128, 128))] * 8, torch.zeros(0),
+        torch.ones(8, 64, 64).long(),
+    )  # fmt: skip
+    write_page(run, results, rows(), task, {"dinov2's own": np.zeros((8, 4, 4, 3))})
+    page = run.path("index.html").read_text()
+    for heading in ("ground truth", "clip alone", "VST-6", "both in full", "dinov2&#x27;s own", "background"):
+        assert heading in page
+    share = results["towers"][3]["share"][SCENES]["share"]
+    assert f"split 2 keeps {100 * share:.0f} % of it for 80 %" in page
+    assert page.count("data:image/png") == 1 + 8 * 6 + 8 * 2
+
+
+def test_what_is_recommended_is_the_tree_that_was_kept(results, tmp_path):
+    write_json(tmp_path / "results.json", {"results": results})
+    assert "VST-2, ridge" not in [r["name"] for r in measured_rows(tmp_path)]
+    scenes = measured_rows(tmp_path, SCENES)
+    assert next(r for r in scenes if r["name"] == "VST-2")["accuracy"] == pytest.approx(iou(0.78))
+    assert recommend(scenes, budget="1.25x", of="clip alone").row["split"] == 2
+    assert recommend(scenes, budget="1.15x", of="clip alone").row["split"] == 6
+    with pytest.raises(ValueError, match="task is 'x'; the run has scenes, subcategories"):
+        measured_rows(tmp_path, "x")
+
+
+def test_small_numbers_are_packed():
+    values = np.random.default_rng(0).integers(0, 255, (5, 3, 4))
+    stored = json.loads(json.dumps(pack(values, "uint8")))
+    assert np.array_equal(unpack(stored), values)
+    with pytest.raises(ValueError, match="do not fit into uint8"):
+        pack(values + 10, "uint8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trunk": "siglip"}, "trunk is 'siglip'; expected clip or dinov2"),
+        ({"objectives": []}, "one or more"),
+        ({"seeds": [1, 1]}, "each once"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DemoConfig(**options)
+    assert (DemoConfig().branch, DemoConfig(trunk="dinov2").branch) == ("dinov2", "clip")
 
 
 def test_pca_maps_show_the_leading_directions():
@@ -80,17 +192,36 @@ def test_pca_maps_show_the_leading_directions():
 
 @pytest.mark.assets
 @pytest.mark.parametrize("seed", [0, 1])
-def test_test_emoji_are_seen_by_nobody_before(seed):
-    from vst.demo import assets
+def test_test_pictures_show_nothing_that_was_seen(seed, monkeypatch):
+    """Neither their emoji nor their drawing style."""
+    from vst.demo import assets, division, emoji, pasted
 
     root = assets.prepare(quiet=True).emoji
-    config = DemoConfig(pictures=10_000, probe_train=10_000, probe_test=10_000)
-    division = Division.draw(root, config, seed)
-    tests = {p.emoji.code for p in division.test}
-    assert not tests & {p.emoji.code for p in division.fit}
-    assert not tests & {p.emoji.code for p in division.train}
-    assert set(division.label(division.train)) == set(division.label(division.test)) == set(range(20))
-    assert 0.36 < len(division.test) / (len(division.test) + len(division.train)) < 0.42
-    again, other = Division.draw(root, config, seed), Division.draw(root, config, seed + 1)
-    assert again == division
-    assert {p.emoji.code for p in other.test} != tests
+    opened = []
+
+    def remember(path, *args, **kwargs):
+        opened.append(Path(path))
+        return Image_open(path, *args, **kwargs)
+
+    Image_open = Image.open
+    for module in (emoji, pasted):
+        monkeypatch.setattr(module.Image, "open", remember)
+    config = DemoConfig(pictures=60, probe_train=60, probe_test=50)
+    drawn = division.Division.draw(root, config, seed)
+    monkeypatch.undo()
+    seen = {p.stem for p in opened if p.parent.name != TEST_STYLE}
+    unseen = {p.stem for p in opened if p.parent.name == TEST_STYLE}
+    assert len(seen) > 60
+    assert len(unseen) > 50
+    assert not seen & unseen
+    scenes, single = drawn.tasks[SCENES], drawn.tasks[SUBCATEGORIES]
+    assert (len(drawn.fit), len(drawn.heldout), len(scenes.test), len(single.train)) == (60, 64, 50, 60)
+    assert scenes.test_labels.shape == (50, 64, 64)
+    assert 0 < scenes.test_labels.float().mean() < 8
+    assert len(single.classes) == 20
+    again, other = (Division.draw(root, config, s) for s in (seed, seed + 1))
+    assert all(torch.equal(again.tasks[t].test_labels, drawn.tasks[t].test_labels) for t in drawn.tasks)
+    assert again.fit == drawn.fit
+    assert not torch.equal(other.tasks[SCENES].test_labels, scenes.test_labels)
+    with pytest.raises(ValueError, match="probe_test is 5000"):
+        Division.draw(root, DemoConfig(probe_test=5000), 0)

@@ -12,7 +12,6 @@ pytest.importorskip("lmms_eval")
 
 from llava_integration.assemble import load
 from llava_integration.commands import COMMANDS
-from llava_integration.gain import share_of_gain
 from llava_integration.sweep import RowConfig, sweep
 from llava_integration.timing import first_token
 from vst import cli
@@ -60,45 +59,6 @@ def check_schema(results):
 def test_the_published_sweep_keeps_the_schema():
     path = ROOT / "docs" / "results" / "llava-sweep" / "results.json"
     check_schema(json.loads(path.read_text())["results"])
-
-
-class TestGain:
-    def test_the_papers_table(self):
-        """VST-14 keeps 84 % where one model has 60.0, both have 65.0 and it has 64.2."""
-        found = share_of_gain({0: 0.642}, {0: 0.60}, {0: 0.65})
-        assert found.share == pytest.approx(0.84)
-        assert found.share_error is None
-        assert str(found) == "84 %"
-
-    def test_means_and_errors_over_paired_seeds(self):
-        one, full = {0: 0.5, 1: 0.4, 2: 0.6}, {0: 0.6, 1: 0.5, 2: 0.7}
-        found = share_of_gain({0: 0.55, 1: 0.47, 2: 0.66}, one, full)
-        assert found.gain == pytest.approx(0.1)
-        assert found.gain_error == pytest.approx(0, abs=1e-12)
-        assert found.share == pytest.approx(0.6)
-        assert found.share_error == pytest.approx(0.01 / 3**0.5 / 0.1)
-        assert share_of_gain(one, one, full).share == pytest.approx(0)
-        assert share_of_gain(full, one, full).share == pytest.approx(1)
-
-    @pytest.mark.parametrize(
-        ("one", "full", "noise"),
-        [
-            ({0: 0.5}, {0: 0.5}, 0.0),
-            ({0: 0.5}, {0: 0.4}, 0.0),
-            ({0: 0.5, 1: 0.6}, {0: 0.6, 1: 0.58}, 0.0),  # +0.04 +- 0.06
-            ({0: 0.5}, {0: 0.55}, 0.06),
-        ],
-    )
-    def test_no_ratio_over_a_gain_within_noise(self, one, full, noise):
-        found = share_of_gain(one, one, full, noise=noise)
-        assert found.share is None
-        assert "not distinguishable from zero" in str(found)
-        assert ("noise 6.0" in str(found)) == (noise == 0.06)
-
-    def test_seeds_must_meet(self):
-        assert share_of_gain({0: 0.6, 1: 0.1}, {0: 0.5}, {0: 0.6, 2: 0.9}).seeds == 1
-        with pytest.raises(ValueError, match="one seed in common"):
-            share_of_gain({0: 0.5}, {1: 0.5}, {1: 0.6})
 
 
 def test_the_tower_is_a_part_of_the_first_token(folder):

@@ -407,3 +407,15 @@ def test_split_by_argument_under_ddp(tree_of, tmp_path):
     torch.multiprocessing.spawn(_ddp_worker, (folder, port), nprocs=2)
     for rank in range(2):
         assert json.loads((folder / f"rank{rank}.json").read_text()) == [1, 3]
+
+
+def test_a_trunk_that_ran_need_not_run_again(tree_of):
+    tree = tree_of("dinov2", "clip", "dinov2_registers", splits=(1, 3))
+    pixels = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        taps = tree.taps(pixels)
+        for split in (1, 3, {"clip": 3, "dinov2_registers": 1}):
+            given, wanted = tree.from_taps(taps, split), tree.branch_tokens(pixels, split)
+            assert list(given) == list(wanted)
+            assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+        assert set(tree.taps(pixels, [1])) < set(taps)

@@ -1,13 +1,14 @@
 """Print the tables of a ``results.json`` as Markdown, for README and docs: of a demo, a sweep of models, or timings.
 
-python tools/results_table.py docs/results/evidence/results.json
+python tools/results_table.py docs/results/demo/results.json
 python tools/results_table.py docs/results/llava-sweep/results.json
 python tools/results_table.py docs/results/performance/latency-demo.json
 """
 
 import argparse
 
-from vst.report import markdown, objective_rows, towers_rows
+from vst.demo.tables import demo_markdown
+from vst.report import markdown
 from vst.runs import read_json
 from vst.timing_report import timings_markdown
 
@@ -25,9 +26,7 @@ def main() -> None:
 
         print(markdown(*sweep_rows(results)), results["caption"], sep="\n\n")
         return
-    print(markdown(*towers_rows(results)), results["caption"], sep="\n\n")
-    if len({f["objective"] for f in results["fits"]}) > 1:
-        print("", markdown(*objective_rows(results)), sep="\n")
+    print(demo_markdown(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: ``vst fit``, ``latency``, ``throughput``, ``inspect``, ``recommend``, ``protocol``, ``demo``."""
+"""The command line: ``vst fit``, ``latency``, ``inspect``, ``trunk``, ``recommend``, ``protocol``, ``demo``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ from typing import Any
 import torch
 
 from vst.config import VSTConfig
-from vst.demo.job import DemoConfig, run_demo
+from vst.demo.config import DemoConfig
+from vst.demo.division import demo_pictures
+from vst.demo.job import run_demo
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
 from vst.processes import leave_group
 from vst.protocol.command import protocol
 from vst.timing_report import LLAVA_PICTURES
 from vst.tree import VSTEncoder
+from vst.trunk import TrunkConfig
 
 
 @dataclass(frozen=True)
@@ -245,25 +248,98 @@ def _tree(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
 
 
 def demo(
-    out: str = "runs/demo",
+    out: str | None = None,
+    trunk: str | None = None,
     demo: DemoConfig = DemoConfig(),  # noqa: B008 (frozen)
     overwrite: bool = False,
 ) -> None:
-    """The whole job on real weights, offline: DINOv2-S trunk + CLIP-B/16 branch, fitted and measured at every split.
+    """The whole job on real weights, offline: CLIP-B/16 + DINOv2-S as a tree, fitted, scored and timed at every split.
+
+    Examples:
+        vst demo
+        vst demo --trunk dinov2
+        vst demo --config configs/demo/evidence.yaml
 
     Args:
-        out: run folder; a second call finds what is there.
+        out: run folder; a second call finds what is there; default: runs/demo, or runs/demo-dinov2 with that trunk.
+        trunk: clip or dinov2: which of the two models sees the pixels; short for demo.trunk.
         demo: what to run.
         overwrite: start again; a run that is there is gone on with otherwise.
     """
-    run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
+    config = demo if trunk is None else replace(demo, trunk=trunk)
+    default = "runs/demo" if config.trunk == DemoConfig.trunk else f"runs/demo-{config.trunk}"
+    run_demo(out or default, config, resume=not overwrite, overwrite=overwrite)
 
 
-def recommend(results: str, budget: str | None = None, latency_ms: float | None = None, of: str | None = None) -> None:
+def trunk(
+    models: list[str] | dict[str, str] = ["demo:clip", "demo:dinov2"],  # noqa: B006 (read only)
+    images: str = "demo:emoji",
+    labels: bool = False,
+    heldout_images: str | None = None,
+    compare: TrunkConfig = TrunkConfig(),  # noqa: B008 (frozen)
+    device: str = "auto",
+    out: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Which of two or more models should be the trunk? Every direction by closed form, on your pictures, with its cost.
+
+    Examples:
+        vst trunk --models '[clip-l-336,dinov2-l]' --images pictures/
+        vst trunk --models '[clip-l-336,dinov2-l]' --images pictures/ --labels true --out runs/trunk
+        vst trunk --labels true                    # the demo's two models on emoji, offline
+
+    Args:
+        models: sources, or a mapping from names to sources; demo:clip and demo:dinov2 are the demo's.
+        images: folder of pictures, searched recursively; or demo:emoji.
+        labels: pictures lie in one folder a class: probe each tree's tokens for it, on held-out pictures.
+        heldout_images: folder of pictures for errors and scores (with the same classes); default: some of images.
+        compare: how.
+        device: auto, cpu or cuda.
+        out: run folder for results.json and trunk.png; default: only print.
+        overwrite: replace the run in out.
+    """
+    from vst.demo.assets import exact_source
+    from vst.report import table
+    from vst.runs import Run
+    from vst.trunk import FOLDERS, compare_trunks, named
+    from vst.trunk_report import trunk_plot, trunk_rows
+
+    where, sources = _device(device), models if isinstance(models, dict) else named(models)
+    run = None
+    if out is not None:
+        facts = {"models": sources, "images": images, "labels": labels, "heldout_images": heldout_images}
+        run = Run(out, {**facts, "compare": compare}, overwrite=overwrite, device=where)
+    given: dict[str, Any] = {"images": images, "labels": FOLDERS if labels else None}
+    if heldout_images is not None:
+        given |= {"heldout_images": heldout_images, "heldout_labels": FOLDERS if labels else None}
+    if images == "demo:emoji":
+        if heldout_images is not None:
+            raise ValueError("demo:emoji has held-out pictures of its own; leave heldout_images out.")
+        given = demo_pictures(labels)
+    exact = {name: exact_source(source) for name, source in sources.items()}
+    results = compare_trunks(exact, config=compare, device=where, **given)
+    table(
+        "Which trunk?", *trunk_rows(results), f"grid {results['grid']} x {results['grid']}; closed-form stitches alone"
+    )
+    print(results["sentence"])
+    if results["skipped"]:
+        print(f"skipped {len(results['skipped'])} pictures that could not be read")
+    if run is not None:
+        trunk_plot(results, run.path("trunk.png"))
+        print(f"results: {run.finish(results)}\nplot:    {run.path('trunk.png')}")
+
+
+def recommend(
+    results: str,
+    budget: str | None = None,
+    latency_ms: float | None = None,
+    of: str | None = None,
+    task: str | None = None,
+) -> None:
     """Choose a split depth within a latency budget, from the measured rows of a run, and say why.
 
     Examples:
-        vst recommend --results runs/demo --budget 2x
+        vst recommend --results runs/demo --budget 1.1x --task scenes
         vst recommend --results runs/demo --budget 0.6x --of "all in full"
         vst recommend --results runs/demo --latency-ms 300
 
@@ -271,12 +347,13 @@ def recommend(results: str, budget: str | None = None, latency_ms: float | None 
         results: folder of a finished run that scored and timed towers (vst demo).
         budget: a factor over the latency of one model, such as 1.2x.
         latency_ms: or milliseconds a call, on the run's device and at its batch size.
-        of: what the factor refers to, a row's name; default: the trunk alone.
+        of: what the factor refers to, a row's name; default: the first model alone, the trunk.
+        task: whose scores count, one of the run's; default: the mean over its tasks.
     """
     from vst.recommend import measured_rows
     from vst.recommend import recommend as choose
 
-    choice = choose(measured_rows(results), budget=budget, latency_ms=latency_ms, of=of)
+    choice = choose(measured_rows(results, task), budget=budget, latency_ms=latency_ms, of=of)
     print(f"split {choice.row['split']}")
     for reason in choice.reasons:
         print(f"  {reason}")
@@ -296,7 +373,7 @@ def _device(name: str) -> str:
     return name
 
 
-COMMANDS = (fit, inspect, latency, throughput, recommend, protocol, demo)
+COMMANDS = (fit, inspect, latency, throughput, trunk, recommend, protocol, demo)
 
 
 def command(function: Callable[..., Any], args: list[str] | None = None) -> None:

@@ -176,7 +176,8 @@ def measure_tree(
         ``gflops`` a picture, ``flops_ratio``, ``images_per_s``, ``gflops_per_s`` (achieved), ``peak_mb`` (the weights
         that the tower needs, and what a call holds at the most beside them: :func:`vst.memory.working_mb`; None for
         compiled towers on a CPU) and the fields of :class:`Latency`; both ratios are against all models in full.
-        Latencies are of one call.
+        Where the trunk's own tail is kept, ``trunk_ratio``, ``trunk_ratio_sure_low`` and ``trunk_ratio_sure_high`` are
+        the same ratio of times against the trunk alone. Latencies are of one call.
     """
     config = tree.config
     full = FullEncoders.load(config, pretrained=False).to(device, dtype)
@@ -197,7 +198,9 @@ def measure_tree(
     for label, s in config.choices().items():
         towers[label] = partial(_call, model, execution, pixels, split=s)
     calls = {name: made() for name, made in towers.items()}
-    times = measure(calls, reference=ALL, repeats=repeats, device=device, show_progress=show_progress)
+    spent = rounds(calls, repeats=repeats, device=device, show_progress=show_progress)
+    times = {name: summary(own, spent[ALL]) for name, own in spent.items()}
+    trunk = spent.get(f"{config.trunk_name} alone") if config.keep_trunk else None
     costs = dict.fromkeys([name for name in towers if name.startswith(ALL)], full_cost(config))
     costs |= {label: tree_cost(config, s) for label, s in config.choices().items()}
     costs |= {f"{n} alone": model_cost(m.spec, config.grid, m.stop) for n, m in full.models.items()}
@@ -223,9 +226,14 @@ def measure_tree(
                 "gflops_per_s": cost.flops / 1e9 * per_s,
                 "peak_mb": peak,
                 **times[name].to_dict(),
+                **({} if trunk is None else _over_trunk(summary(spent[name], trunk))),
             }
         )
     return rows
+
+
+def _over_trunk(times: Latency) -> dict[str, float]:
+    return {f"trunk_{name}": getattr(times, name) for name in ("ratio", "ratio_sure_low", "ratio_sure_high")}
 
 
 def _call(tower: Any, execution: str, pixels: Any, **options: Any) -> Callable[[], Any]:

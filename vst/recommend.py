@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +25,19 @@ class Choice:
     reasons: list[str]
 
 
-def measured_rows(folder: str | Path) -> list[dict[str, Any]]:
+def measured_rows(folder: str | Path, task: str | None = None) -> list[dict[str, Any]]:
     """Towers of a run that were both scored and timed.
 
     Args:
         folder: of a run whose ``results.json`` has ``towers``: rows of ``name``, ``kind`` (full, single, split),
             ``split``, ``accuracy`` (0..1), ``accuracy_spread`` (standard deviation over seeds or None), ``median_ms``
-            and ``ratio`` (time over that of all models in full).
+            and ``ratio`` (time over that of all models in full). Trees of another ``objective`` than the one that the
+            run kept are left out.
+        task: one of the run's tasks, whose scores then count; default: the mean over tasks.
 
     Raises:
         FileNotFoundError: no finished run.
-        ValueError: results without scored and timed splits.
+        ValueError: results without scored and timed splits, or without that task.
     """
     path = Path(folder) / "results.json"
     if not path.is_file():
@@ -43,11 +46,22 @@ def measured_rows(folder: str | Path) -> list[dict[str, Any]]:
     towers = results.get("towers") if isinstance(results, dict) else None
     wanted = ("name", "kind", "accuracy", "median_ms", "ratio")
     rows = [row for row in towers or () if all(row.get(key) is not None for key in wanted)]
+    kept = results.get("objective") if isinstance(results, dict) else None
+    rows = [row for row in rows if row.get("objective") in (None, kept)]
     if not any(row["kind"] == "split" for row in rows):
         raise ValueError(
             f"{path} has no splits that were both scored and timed; expected the results of a sweep such as vst demo."
         )
-    return rows
+    return rows if task is None else [_of_task(row, task) for row in rows]
+
+
+def _of_task(row: dict[str, Any], task: str) -> dict[str, Any]:
+    if task not in row.get("tasks", {}):
+        known = ", ".join(row.get("tasks", {})) or "none by name"
+        raise ValueError(f"task is {task!r}; the run has {known}: choose among these, or leave it out.")
+    scores = list(row["tasks"][task].values())
+    spread = statistics.stdev(scores) if len(scores) > 1 else None
+    return {**row, "accuracy": statistics.mean(scores), "accuracy_spread": spread}
 
 
 def recommend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,62 +67,6 @@ def stitch_table(reports: Sequence[StitchReport]) -> None:
         "errors are relative to the target's own variance (1 = as bad as its mean); distance: of the tail's inputs "
         "from what the target feeds it (0 equal, 1 as far as a constant)",
     )
-
-
-def towers_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the table of towers, from results with ``towers``."""
-    heads = ["tower", "accuracy %", "branch alone %", "extra blocks", "time / all in full", "FLOPs / all in full", "ms"]
-    rows = []
-    for r in results["towers"]:
-        deviation = f" +- {100 * r['accuracy_spread']:.1f}" if r.get("accuracy_spread") is not None else ""
-        rows.append(
-            [
-                r["name"],
-                f"{100 * r['accuracy']:.1f}{deviation}",
-                f"{100 * r['branch_accuracy']:.1f}" if "branch_accuracy" in r else "",
-                f"{100 * r['extra_blocks']:.0f} %" if "extra_blocks" in r else "",
-                f"{r['ratio']:.2f} ({r['ratio_low']:.2f} .. {r['ratio_high']:.2f})",
-                f"{r['flops_ratio']:.2f}",
-                f"{r['median_ms']:.0f}",
-            ]
-        )
-    return heads, rows
-
-
-def towers_table(results: Mapping[str, Any]) -> None:
-    """Print accuracy and latency of every tower."""
-    heads, rows = towers_rows(results)
-    table("Towers", heads, rows, results["caption"])
-
-
-def objective_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the table of objectives by split, mean +- standard deviation over seeds."""
-    heads = ["split", "objective", "seam error", "final error", "by channel", "distance", "branch alone %", "tree %"]
-    rows = []
-    splits = sorted({s["split"] for f in results["fits"] for s in f["splits"]})
-    objectives = list(dict.fromkeys(f["objective"] for f in results["fits"]))
-    for split in splits:
-        for objective in objectives:
-            at = [s for f in results["fits"] if f["objective"] == objective for s in f["splits"] if s["split"] == split]
-            errors = [
-                spread([s["seam"]["error"] for s in at]),
-                spread([s["final"]["error"] for s in at]),
-                spread([s["final"]["channel_error"] for s in at]),
-                spread([s["distance"] for s in at]),
-            ]
-            accuracy = [spread([100 * s[k] for s in at], 1) for k in ("branch_accuracy", "accuracy")]
-            rows.append([str(split), objective, *errors, *accuracy])
-    for name in results["models"][0]["accuracy"]:
-        alone = spread([100 * m["accuracy"][name] for m in results["models"]], 1)
-        rows.append([name, "", "", "", "", "", "", alone])
-    return heads, rows
-
-
-def objectives_table(results: Mapping[str, Any]) -> None:
-    """Print how objectives compare at every split."""
-    heads, rows = objective_rows(results)
-    count = len(results["models"])
-    table(f"Objectives, {count} seed{'s' if count > 1 else ''}", heads, rows, results["caption"])
 
 
 def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:

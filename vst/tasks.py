@@ -18,12 +18,11 @@ KINDS = ("classification", "segmentation")
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Accuracy of a probe on held-out pictures, the majority class's accuracy there, and how many pictures."""
+    """Accuracy of a probe on held-out pictures, the majority class's there, and the probe's answers ``[test]``."""
 
     accuracy: float
     majority: float
-    train: int
-    test: int
+    given: np.ndarray
 
 
 def linear_probe(
@@ -60,7 +59,8 @@ def linear_probe(
     model.fit(train, np.asarray(train_labels))
     kinds, counts = np.unique(np.asarray(train_labels), return_counts=True)
     majority = float(np.mean(np.asarray(test_labels) == kinds[counts.argmax()]))
-    return ProbeResult(float(model.score(test, np.asarray(test_labels))), majority, len(train), len(test))
+    given = model.predict(test)
+    return ProbeResult(float(np.mean(given == np.asarray(test_labels))), majority, given)
 
 
 class LinearHead(nn.Module):
@@ -112,6 +112,73 @@ class LinearHead(nn.Module):
         if self.kind == "classification":
             return logits
         return F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def dense_probe(
+    tokens: Tensor, masks: Tensor, classes: int, *, penalty: float = 0.03, iterations: int = 40
+) -> LinearHead:
+    """A linear segmentation head on standardised patch tokens, fitted to the pixels of masks.
+
+    Minimises the mean cross-entropy of the bilinearly resampled logits plus ``penalty / 2 |W|^2`` by L-BFGS on all
+    pictures at once. The problem is convex, so nothing is drawn: the same tokens give the same head.
+
+    Args:
+        tokens: ``[pictures, N, D]``, N a square number.
+        masks: ``[pictures, side, side]`` class numbers (``IGNORED`` where none counts).
+        classes: how many.
+        penalty: of the weights. The default was chosen on one division of the demo's scenes (0.01, 0.03 and 0.1 were
+            tried), for both models in full and CLIP alone alike.
+        iterations: of L-BFGS at the most.
+
+    Raises:
+        ValueError: tokens and masks do not pair up, or all pixels are of one class.
+    """
+    if len(tokens) != len(masks) or not len(tokens):
+        raise ValueError(f"Tokens of {len(tokens)} pictures and {len(masks)} masks were given; expected as many.")
+    if len(kinds := [k for k in masks.unique().tolist() if k != IGNORED]) < 2:
+        raise ValueError(f"The masks hold only the class {kinds}; a probe needs at least two.")
+    head = LinearHead("segmentation", tokens.shape[-1], classes).to(tokens.device)
+    std, mean = torch.std_mean(tokens.flatten(0, 1), 0)
+    z = (tokens - mean) / std.clamp_min(1e-6)
+    optimizer = torch.optim.LBFGS(
+        head.parameters(), max_iter=iterations, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = head.loss(head(z), masks) + penalty / 2 * head.linear.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    head.mean.copy_(mean)
+    head.std.copy_(std.clamp_min(1e-6))
+    return head.requires_grad_(False)
+
+
+def picture_counts(given: Tensor, wanted: Tensor, classes: int) -> np.ndarray:
+    """Hits, labels and predictions by class of each picture, ``[pictures, 3, classes]``; their sums tell scores.
+
+    Args:
+        given, wanted: class numbers ``[pictures, ...]``; ``IGNORED`` labels are left out.
+        classes: how many.
+    """
+    out = np.zeros((len(wanted), 3, classes), dtype=np.int64)
+    for i, (own, right) in enumerate(zip(given, wanted, strict=True)):
+        counts = ClassCounts(classes)
+        counts.update(own, right)
+        out[i] = [counts.hits.numpy(), counts.wanted.numpy(), counts.given.numpy()]
+    return out
+
+
+def score_of_counts(counts: np.ndarray, kind: str) -> np.ndarray:
+    """Score in 0..1 of summed counts ``[..., 3, classes]``: accuracy, or mean IoU of the classes that occur."""
+    hits, wanted, given = (counts[..., i, :].astype(float) for i in range(3))
+    if kind == "classification":
+        return hits.sum(-1) / np.maximum(wanted.sum(-1), 1)
+    union = given + wanted - hits
+    occurs = union > 0
+    return np.where(occurs, hits / np.where(occurs, union, 1), 0).sum(-1) / occurs.sum(-1)
 
 
 class ClassCounts:

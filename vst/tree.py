@@ -282,19 +282,25 @@ class VSTEncoder(OnDisk):
         return dict(zip(splits, self._tokens(pixels, [self.config.resolve(s) for s in splits]), strict=True))
 
     def _tokens(self, pixels: Tensor, choices: list[dict[str, int]]) -> list[dict[str, Tensor]]:
+        taps = self.taps(pixels, choices)
+        return [{n: x.to(pixels.dtype) for n, x in self.from_taps(taps, chosen).items()} for chosen in choices]
+
+    def taps(self, pixels: Tensor, splits: Sequence[int | Mapping[str, int]] | None = None) -> dict[int, Tensor]:
+        """The trunk's tokens ``[B, T, D]`` by depth: what :meth:`from_taps` needs at some splits (default: all)."""
         config = self.config
+        choices = [config.resolve(s) for s in (self.splits if splits is None else splits)]
         depths = {b.reads(chosen[b.name]) for chosen in choices for b in config.branches}
         depths |= {config.trunk_stop} if config.keep_trunk else set()
-        taps = self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
-        own = {config.trunk_name: self.trunk.read(taps[config.trunk_stop])} if config.keep_trunk else {}
-        out = []
-        for chosen in choices:
-            tokens = dict(own)
-            for name, branch in self.branches.items():
-                x = taps[branch.config.reads(chosen[name])]
-                tokens[name] = branch.tail.read(branch(x, chosen[name], self.trunk))
-            out.append({name: x.to(pixels.dtype) for name, x in tokens.items()})
-        return out
+        return self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
+
+    def from_taps(self, taps: Mapping[int, Tensor], split: int | Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """:meth:`branch_tokens` from what :meth:`taps` gave, so that a trunk that ran need not run again."""
+        config, chosen = self.config, self.config.resolve(split)
+        tokens = {config.trunk_name: self.trunk.read(taps[config.trunk_stop])} if config.keep_trunk else {}
+        for name, branch in self.branches.items():
+            x = taps[branch.config.reads(chosen[name])]
+            tokens[name] = branch.tail.read(branch(x, chosen[name], self.trunk))
+        return tokens
 
     def features(self, pixels: Tensor, split: int | Mapping[str, int] | None = None) -> dict[str, Features]:
         """Every branch's features before fusion, as tokens and as a map.

@@ -1,6 +1,6 @@
 """The demo: a small language model learns to talk about pictures that it sees through a stitch tree, offline.
 
-Tower: DINOv2-S (saliency) trunk with CLIP-B/16 as a branch, its stitches fitted first. Language model:
+Tower: CLIP-B/16 trunk with DINOv2-S (saliency) as a branch, its stitches fitted first. Language model:
 SmolLM2-135M-Instruct. Pictures: easy-VQA and emoji scenes; scenes are drawn in two styles for training and in a third
 for the test, which neither stitches nor language model saw before.
 """
@@ -29,8 +29,10 @@ from llava_integration.demo.page import write_page
 from llava_integration.plots import depth_curve, loss_curve
 from llava_integration.scoring import correct, majority, score
 from llava_integration.training import ModelConfig, train
+from vst.checkpoints import describe
 from vst.demo import assets as encoders
 from vst.demo import emoji
+from vst.demo.config import MODELS
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
 from vst.precision import has_bf16, uses_bf16
@@ -46,8 +48,9 @@ class LlavaDemoConfig:
     """What the demo runs.
 
     Attributes:
+        trunk: clip or dinov2: the model that sees the pixels; the other one is the branch.
         splits: trunk depths, of 12, that the tree holds; training draws one for each step.
-        image_size: side of the trunk's pictures; 112 is a grid of 8 x 8.
+        grid: patches a side.
         fit_pictures, fit: of the stitches.
         seeds: of data, projector and order; the first one's model is what is left.
         fixed: depths that models of their own are trained at, to compare the random one with.
@@ -66,8 +69,9 @@ class LlavaDemoConfig:
         split: depth of the scores that are shown first; default: the shallowest.
     """
 
+    trunk: str = "clip"
     splits: list[int] = field(default_factory=lambda: [2, 6, 10])
-    image_size: int = 112
+    grid: int = 8
     fit_pictures: int = 400
     fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, save_every=10))
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -85,6 +89,15 @@ class LlavaDemoConfig:
     questions: int = 500
     depth_questions: int = 200
     split: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trunk not in MODELS:
+            raise ValueError(f"trunk is {self.trunk!r}; expected {' or '.join(MODELS)}.")
+
+    @property
+    def branch(self) -> str:
+        """The model that is not the trunk."""
+        return next(name for name in MODELS if name != self.trunk)
 
 
 def run_demo(
@@ -141,11 +154,13 @@ class _Job:
         folder = self.run.path("fit")
         if (folder / "tree" / "config.json").is_file():
             return
+        sources = {"clip": f"hf:{self.encoders.clip}", "dinov2": f"hf:{self.encoders.dinov2}"}
+        trunk, branch = sources[self.config.trunk], self.config.branch
         tree = VSTEncoder.from_vfms(
-            trunk=f"hf:{self.encoders.dinov2}",
-            branches={"clip": f"hf:{self.encoders.clip}"},
+            trunk=trunk,
+            branches={branch: sources[branch]},
             splits=self.config.splits,
-            image_size=self.config.image_size,
+            image_size=self.config.grid * describe(trunk).patch,
         )
         pictures = emoji.pictures(self.encoders.emoji, TRAIN_STYLES)
         random.Random(0).shuffle(pictures)
@@ -314,7 +329,8 @@ class _Job:
         }
         count = len(drawn)
         return {
-            "caption": f"SmolLM2-135M-Instruct on a tree of DINOv2-S (saliency) and CLIP-B/16, 8 x 8 grid, split drawn "
+            "caption": f"SmolLM2-135M-Instruct on a tree of {MODELS[self.config.trunk]} (trunk) and "
+            f"{MODELS[self.config.branch]}, {self.config.grid} x {self.config.grid} grid, split drawn "
             f"at each step, shown at split {self.split}; {self.config.questions} test questions a set, {count} "
             f"seed{'s' if count > 1 else ''}, {self.device.type}, {'bf16 autocast' if self.bf16 else 'fp32'}",
             "seeds": [{k: r[k] for k in ("seed", "datasets", "seconds")} for r in drawn],

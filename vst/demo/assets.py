@@ -27,6 +27,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vst.demo import convert, emoji
 
+DEMO = "demo:"
+
 
 @dataclass(frozen=True)
 class Package:
@@ -160,6 +162,20 @@ def prepare(quiet: bool = False) -> Assets:
         ImportError: the package onnx is not installed.
     """
     return Assets(*make_ready(_RECIPES, quiet))
+
+
+def exact_source(source: str) -> str:
+    """The source that a name stands for: ``demo:clip`` and ``demo:dinov2`` are fetched and become folders.
+
+    Raises:
+        ValueError: an unknown demo model.
+    """
+    if not source.startswith(DEMO):
+        return source
+    name = source.removeprefix(DEMO)
+    if name not in ("clip", "dinov2"):
+        raise ValueError(f"{source!r} is no demo model; known are demo:clip and demo:dinov2.")
+    return f"hf:{getattr(prepare(), name)}"
 
 
 def prepare_emoji(quiet: bool = False) -> Path:

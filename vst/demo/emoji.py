@@ -6,6 +6,7 @@ Licences: Noto Apache-2.0, Twemoji CC-BY 4.0, Fluent MIT.
 from __future__ import annotations
 
 import json
+import random
 import re
 import tarfile
 from collections import Counter
@@ -123,6 +124,23 @@ def subcategory_task(root: Path, classes: int = 20) -> list[tuple[Emoji, int]]:
     chosen = sorted(sorted(counts, key=lambda name: (-counts[name], name))[:classes])
     labels = {name: label for label, name in enumerate(chosen)}
     return [(e, labels[e.subcategory]) for e in emoji if e.subcategory in labels]
+
+
+def test_codes(things: Sequence[Emoji], seed: int) -> set[str]:
+    """Codes of two fifths of every subcategory's emoji (rounded down), drawn by the seed: those kept for a test."""
+    rng = random.Random(seed)
+    groups: dict[str, set[str]] = {}
+    for e in things:
+        groups.setdefault(e.subcategory, set()).add(e.code)
+    out: set[str] = set()
+    for name in sorted(groups):
+        codes = sorted(groups[name])
+        rng.shuffle(codes)
+        out.update(codes[: len(codes) * 2 // 5])
+    return out
+
+
+test_codes.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test, though its name begins like one
 
 
 def extract(google: Path, twitter: Path, fluent: Path, root: Path) -> None:

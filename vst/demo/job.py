@@ -1,104 +1,43 @@
-"""The demo: two real encoders become one tree, measured at every split depth, on pictures that were held out.
+"""The demo: two real encoders become one tree, measured at every split depth on two tasks, on pictures held out.
 
-Trunk: DINOv2-S (a backbone later trained for saliency), branch: CLIP-B/16. Task: which of 20 subcategories an emoji
-belongs to, told by a linear probe; the emoji of the test are seen neither by the probe nor by the stitches before.
+First results come after a few minutes: the closed-form stitches, scored and timed. The fit follows.
 """
 
 from __future__ import annotations
 
-import random
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from vst.baseline import FullEncoders
-from vst.config import VSTConfig
-from vst.cost import block_figure
-from vst.demo import assets, emoji
+from vst.checkpoints import describe
+from vst.demo import assets
+from vst.demo.config import DemoConfig
+from vst.demo.curve import share_plot
+from vst.demo.division import SCENES, Division, TaskData
 from vst.demo.page import write_page
-from vst.fit_config import FitConfig
+from vst.demo.results import demo_results, pack
+from vst.demo.tables import show_results
 from vst.fitting import fit_stitches
 from vst.fusion import Fusion
 from vst.images import ImageTransform
-from vst.latency import measure_tree
+from vst.latency import ALL, measure_tree
 from vst.progress import track
-from vst.report import accuracy_latency_plot, objectives_table, pca_maps, stitch_table, towers_table
-from vst.runs import Run
-from vst.tasks import linear_probe
+from vst.report import pca_maps
+from vst.runs import Run, read_json
+from vst.tasks import dense_probe, linear_probe, picture_counts, score_of_counts
 from vst.tree import VSTEncoder
 
 MAP_GRID = 14  # feature maps are shown finer than the stitches were fitted: they map token by token
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """What the demo runs.
-
-    Attributes:
-        splits: trunk depths, of 12.
-        image_size: side of the trunk's pictures; 112 is a grid of 8 x 8.
-        stitch: family.
-        objectives: what stitches are fitted to; the last one's tree is kept, timed and shown.
-        seeds: of the division into training and test emoji, and of the fit.
-        pictures: training pictures for the stitches.
-        probe_train, probe_test: pictures of the probe.
-        heldout: test pictures for the stitches' errors.
-        fit: how stitches are fitted; objective and seed come from above.
-        batch_size, repeats: of the latency measurement.
-    """
-
-    splits: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10])
-    image_size: int = 112
-    stitch: str = "mlp_skip"
-    objectives: list[str] = field(default_factory=lambda: ["ffm"])
-    seeds: list[int] = field(default_factory=lambda: [0])
-    pictures: int = 400
-    probe_train: int = 400
-    probe_test: int = 300
-    heldout: int = 96
-    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, save_every=10))
-    batch_size: int = 8
-    repeats: int = 15
-
-
-@dataclass(frozen=True)
-class Division:
-    """Pictures of one seed: for the stitches, and labelled ones for the probe. Test emoji appear in the test alone."""
-
-    fit: list[emoji.Picture]
-    train: list[emoji.Picture]
-    test: list[emoji.Picture]
-    labels: dict[str, int]
-
-    @classmethod
-    def draw(cls, root: Path, config: DemoConfig, seed: int) -> Division:
-        """Two fifths of every subcategory's emoji are test emoji, in all drawing styles."""
-        rng = random.Random(seed)
-        labels = {e.code: label for e, label in emoji.subcategory_task(root, 20)}
-        by_label: dict[int, list[str]] = {}
-        for code, label in labels.items():
-            by_label.setdefault(label, []).append(code)
-        tests: set[str] = set()
-        for label in sorted(by_label):
-            codes = sorted(by_label[label])
-            rng.shuffle(codes)
-            tests.update(codes[: len(codes) * 2 // 5])
-        pictures = emoji.pictures(root)
-        rng.shuffle(pictures)
-        fit = [p for p in pictures if p.emoji.code not in tests]
-        train = [p for p in fit if p.emoji.code in labels]
-        test = [p for p in pictures if p.emoji.code in tests]
-        return cls(fit[: config.pictures], train[: config.probe_train], test[: config.probe_test], labels)
-
-    def label(self, pictures: Sequence[emoji.Picture]) -> list[int]:
-        """Labels of pictures."""
-        return [self.labels[p.emoji.code] for p in pictures]
+SHOWN = 8  # pictures of the page
+_TRAIN_MASK = 32  # pixels a side that the segmentation probe is fitted to
+_BATCH = 32
 
 
 def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, overwrite: bool = False) -> dict[str, Any]:
@@ -109,31 +48,30 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
     """
     run = Run(folder, config, resume=resume and Path(folder).exists(), overwrite=overwrite)
     if run.path("results.json").exists() and not overwrite:
-        from vst.runs import read_json
-
         results = read_json(run.path("results.json"))["results"]
         print(f"{folder} is complete; showing what is there (--overwrite starts again).")
         _show(results, run)
         return results
-    found = assets.prepare()
-    job = _Job(run, config, found)
+    job = _Job(run, config, assets.prepare())
+    first, shown = config.seeds[0], config.objectives[-1]
     for seed in config.seeds:
         job.models_alone(seed)
         for objective in config.objectives:
             job.fitted(seed, objective, overwrite)
+            if (seed, objective) == (first, config.objectives[0]) and objective != shown:
+                job.latency()
+                show_results(job.present(objective, seeds=[first]))
+                print(f"First results, by {objective} alone: {run.path('index.html')}. The fit of {shown} follows.")
+        job.forget()
     job.latency()
-    results = job.results()
-    accuracy_latency_plot(results, run.path("curve.png"))
-    job.page(results)
+    results = job.present(shown, seeds=config.seeds)
     run.finish(results)  # last: a run with results is complete
     _show(results, run)
     return results
 
 
 def _show(results: dict[str, Any], run: Run) -> None:
-    towers_table(results)
-    if len({f["objective"] for f in results["fits"]}) > 1:
-        objectives_table(results)
+    show_results(results)
     print(f"results: {run.path('results.json')}\nplot:    {run.path('curve.png')}\npage:    {run.path('index.html')}")
 
 
@@ -142,90 +80,139 @@ class _Job:
         self.run, self.config, self.assets = run, config, found
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.sources = {"dinov2": f"hf:{found.dinov2}", "clip": f"hf:{found.clip}"}
+        self._division: dict[int, Division] = {}
+        self._encoded: dict[int, dict[tuple[str, str], dict[str, Any]]] = {}
 
-    def tree(self, seed: int, splits: Sequence[int] | None = None) -> VSTEncoder:
+    def tree(self, seed: int) -> VSTEncoder:
+        """The tree with new stitches."""
+        trunk, branch = self.sources[self.config.trunk], self.config.branch
         return VSTEncoder.from_vfms(
-            trunk=self.sources["dinov2"],
-            branches={"clip": self.sources["clip"]},
-            splits=self.config.splits if splits is None else splits,
-            image_size=self.config.image_size,
+            trunk=trunk,
+            branches={branch: self.sources[branch]},
+            splits=self.config.splits,
+            image_size=self.config.grid * describe(trunk).patch,
             stitch=self.config.stitch,
             seed=seed,
         )
 
-    def tokens(self, pictures: Sequence[emoji.Picture], full: FullEncoders, title: str) -> dict[str, torch.Tensor]:
-        """Every model's own patch tokens of pictures, on the CPU."""
-        out: dict[str, list[torch.Tensor]] = {}
-        for pixels in _batches(pictures, full.transforms(), title):
-            with torch.no_grad():
-                for name, tokens in full.branch_tokens({n: p.to(self.device) for n, p in pixels.items()}).items():
-                    out.setdefault(name, []).append(tokens.cpu())
-        return {name: torch.cat(parts) for name, parts in out.items()}
+    def division(self, seed: int) -> Division:
+        """Pictures of a seed, drawn once."""
+        if seed not in self._division:
+            self._division[seed] = Division.draw(self.assets.emoji, self.config, seed)
+        return self._division[seed]
+
+    def forget(self) -> None:
+        """Let go of the features of a seed that is done."""
+        self._division.clear()
+        self._encoded.clear()
+
+    def encoded(self, seed: int) -> dict[tuple[str, str], dict[str, Any]]:
+        """By task and part, what stays the same whatever the stitches: the trunk's tokens by depth, the branch's own.
+
+        ``taps``: depth to ``[pictures, T, D]``; ``own``: model to patch tokens ``[pictures, N, D]``; on the CPU.
+        """
+        if seed not in self._encoded:
+            tree = self.tree(seed).to(self.device)
+            branch = self.config.branch
+            target = FullEncoders.load(tree.config, [branch]).to(self.device)
+            self._encoded[seed] = {
+                (name, part): self._encode(tree, target, getattr(task, part), f"seed {seed}: {name}, {part}")
+                for name, task in self.division(seed).tasks.items()
+                for part in ("train", "test")
+            }
+        return self._encoded[seed]
+
+    @torch.no_grad()
+    def _encode(self, tree: VSTEncoder, target: FullEncoders, images: list[Image.Image], title: str) -> dict[str, Any]:
+        trunk, branch = tree.config.trunk_name, self.config.branch
+        taps: dict[int, list[Tensor]] = {}
+        own: dict[str, list[Tensor]] = {trunk: [], branch: []}
+        transforms = {trunk: tree.transform(), **target.transforms()}
+        for pixels in _batches(images, transforms, title):
+            there = {name: p.to(self.device) for name, p in pixels.items()}
+            tokens = tree.taps(there[trunk])
+            for depth, x in tokens.items():
+                taps.setdefault(depth, []).append(x.cpu())
+            own[trunk].append(tree.trunk.read(tokens[tree.config.trunk_stop]).cpu())
+            own[branch].append(target.branch_tokens({branch: there[branch]})[branch].cpu())
+        return {
+            "taps": {depth: torch.cat(x) for depth, x in taps.items()},
+            "own": {name: torch.cat(x) for name, x in own.items()},
+        }
 
     def models_alone(self, seed: int) -> None:
         """Probe each model alone and both in full."""
-        key = f"models-seed{seed}"
+        key = f"seed{seed}-models"
         if self.run.has(key):
             return
-        division = Division.draw(self.assets.emoji, self.config, seed)
-        tree = self.tree(seed, [self.config.splits[0]])
-        full = FullEncoders.load(tree.config).to(self.device)
-        pooled = {}
-        for part, pictures in (("train", division.train), ("test", division.test)):
-            tokens = self.tokens(pictures, full, f"seed {seed}: models alone, {part}")
-            names = list(tokens)
-            for name in names:
-                pooled[f"{name} alone", part] = _pool(tree.config, [tokens[name]])
-            pooled["all in full", part] = _pool(tree.config, [tokens[n] for n in names])
-        accuracy = {n: _probe(pooled[n, "train"], pooled[n, "test"], division) for n, _ in pooled}
-        majority = linear_probe(
-            np.zeros((len(division.train), 1)), division.label(division.train),
-            np.zeros((len(division.test), 1)), division.label(division.test),
-        ).majority  # fmt: skip
-        self.run.add({"seed": seed, "accuracy": accuracy, "majority": majority}, key)
+        encoded, tasks = self.encoded(seed), self.division(seed).tasks
+        trunk, branch = self.config.trunk, self.config.branch
+        names = {f"{trunk} alone": [trunk], f"{branch} alone": [branch], ALL: [trunk, branch]}
+        towers: dict[str, Any] = {}
+        for tower in track(names, f"seed {seed}: probes of the models", len(names)):
+            parts = {at: [e["own"][n] for n in names[tower]] for at, e in encoded.items()}
+            towers[tower] = self._scored(tasks, parts)
+        self.run.add({"seed": seed, "objective": None, "towers": towers, "majority": _majority(tasks)}, key)
 
     def fitted(self, seed: int, objective: str, overwrite: bool) -> None:
-        """Fit all splits to one objective, then probe the branch and the tree at each."""
-        key = f"fit-seed{seed}-{objective}"
+        """Fit all splits to one objective, then probe the tree at each."""
+        key = f"seed{seed}-{objective}"
         if self.run.has(key):
             return
-        config, division = self.config, Division.draw(self.assets.emoji, self.config, seed)
-        tree = self.tree(seed)
-        folder = self.run.path("fits") / f"seed{seed}-{objective}"
+        config, division, tree = self.config, self.division(seed), self.tree(seed)
+        folder = self.run.path("fits") / key
         match = "channel" if objective != "ffm" else config.fit.match
-        fit = replace(config.fit, objective=objective, match=match, seed=seed, cache=str(self.run.path("targets")))
         result = fit_stitches(
             tree,
-            [emoji.open_picture(p) for p in division.fit],
-            fit,
-            heldout_images=[emoji.open_picture(p) for p in division.test[: config.heldout]],
+            division.fit,
+            replace(config.fit, objective=objective, match=match, seed=seed),
+            heldout_images=division.heldout,
             folder=folder,
             resume=folder.exists() and not overwrite,
             overwrite=overwrite and folder.exists(),
         )
-        stitch_table(result.reports)
+        encoded = self.encoded(seed)
         tree.to(self.device)
-        name = tree.config.branches[0].name
-        pooled: dict[tuple[str, int, str], np.ndarray] = {}
-        for part, pictures in (("train", division.train), ("test", division.test)):
-            title = f"seed {seed}, {objective}: all splits, {part}"
-            out: dict[tuple[str, int], list[torch.Tensor]] = {}
-            for pixels in _batches(pictures, {"trunk": tree.transform()}, title):
-                with torch.no_grad():
-                    for split, tokens in tree.sweep(pixels["trunk"].to(self.device)).items():
-                        out.setdefault(("branch", split), []).append(_pooled(tree.config, [tokens[name]]))
-                        out.setdefault(("tree", split), []).append(_pooled(tree.config, list(tokens.values())))
-            pooled |= {(what, split, part): torch.cat(x).numpy() for (what, split), x in out.items()}
-        rows = []
-        for report in result.reports:
-            accuracy = {
-                what: _probe(pooled[what, report.split, "train"], pooled[what, report.split, "test"], division)
-                for what in ("branch", "tree")
-            }
-            rows.append({**report.to_dict(), "branch_accuracy": accuracy["branch"], "accuracy": accuracy["tree"]})
-        tree.save_pretrained(self.run.path("tree"), overwrite=True)
-        row = {"seed": seed, "objective": objective, "splits": rows, "seconds": result.seconds}
+        towers, splits = {}, tree.splits
+        for split in track(splits, f"seed {seed}, {objective}: tails and probes", len(splits)):
+            parts = {at: self._stitched(tree, e["taps"], split) for at, e in encoded.items()}
+            towers[f"VST-{split}"] = self._scored(division.tasks, parts)
+        if seed == config.seeds[0]:
+            tree.save_pretrained(self.run.path("tree"), overwrite=True)
+        reports = [report.to_dict() for report in result.reports]
+        row = {"seed": seed, "objective": objective, "towers": towers, "reports": reports, "seconds": result.seconds}
         self.run.add({**row, "history": result.history}, key)
+
+    @torch.no_grad()
+    def _stitched(self, tree: VSTEncoder, taps: Mapping[int, Tensor], split: int) -> list[Tensor]:
+        """Every branch's patch tokens at a split, from the trunk's tokens, on the CPU."""
+        pictures = len(next(iter(taps.values())))
+        out: list[list[Tensor]] = []
+        for at in range(0, pictures, _BATCH):
+            part = {depth: x[at : at + _BATCH].to(self.device) for depth, x in taps.items()}
+            out.append([x.cpu() for x in tree.from_taps(part, split).values()])
+        return [torch.cat(parts) for parts in zip(*out, strict=True)]
+
+    def _scored(
+        self, tasks: Mapping[str, TaskData], parts: Mapping[tuple[str, str], Sequence[Tensor]]
+    ) -> dict[str, dict[str, Any]]:
+        """Score of a tower by task, with counts by picture; predicted masks of the first test scenes."""
+        out: dict[str, dict[str, Any]] = {}
+        for name, task in tasks.items():
+            train, test = (_fused(parts[name, part]) for part in ("train", "test"))
+            if task.kind == "segmentation":
+                small = F.interpolate(task.train_labels[:, None].float(), (_TRAIN_MASK, _TRAIN_MASK), mode="nearest")
+                head = dense_probe(train, small[:, 0].long(), len(task.classes))
+                given = head.resized(head(test), task.test_labels).argmax(1)
+            else:
+                labels = task.train_labels.tolist(), task.test_labels.tolist()
+                pooled = train.mean(1).numpy(), test.mean(1).numpy()
+                given = torch.from_numpy(linear_probe(pooled[0], labels[0], pooled[1], labels[1]).given)
+            counts = picture_counts(given, task.test_labels, len(task.classes))
+            out[name] = {"score": float(score_of_counts(counts.sum(0), task.kind)), "counts": pack(counts, "int16")}
+            if task.kind == "segmentation":
+                out[name]["masks"] = pack(given[:SHOWN].numpy(), "uint8")
+        return out
 
     def latency(self) -> None:
         """Time the tree at every split beside each model alone and both in full."""
@@ -233,96 +220,53 @@ class _Job:
             tree = VSTEncoder.from_pretrained(self.run.path("tree"))
             options = {"batch_size": self.config.batch_size, "repeats": self.config.repeats}
             rows = measure_tree(tree, device=self.device, **options)  # type: ignore[arg-type]
-            self.run.add({"rows": rows, "batch_size": self.config.batch_size}, "latency")
+            self.run.add({"rows": rows, "device": self.device.type, **options}, "latency")
 
-    def results(self) -> dict[str, Any]:
-        """Everything in one dict: towers (accuracy and latency), stitches by seed and objective."""
-        rows = self.run.rows()
-        models = [r for r in rows if "majority" in r]
-        fits = [r for r in rows if "objective" in r]
-        timing = next(r for r in rows if "batch_size" in r)
-        shown = self.config.objectives[-1]
-        config = VSTEncoder.skeleton(_read_config(self.run.path("tree"))).config
-        towers = []
-        for row in timing["rows"]:
-            if row["kind"] == "split":
-                at = [s for f in fits if f["objective"] == shown for s in f["splits"] if s["split"] == row["split"]]
-                scores = [s["accuracy"] for s in at]
-                extra = {
-                    "branch_accuracy": statistics.mean(s["branch_accuracy"] for s in at),
-                    "final_error": statistics.mean(s["final"]["error"] for s in at),
-                    "extra_blocks": block_figure(config, row["split"]),
-                }
-            else:
-                scores, extra = [m["accuracy"][row["name"]] for m in models], {}
-            spread = statistics.stdev(scores) if len(scores) > 1 else None
-            towers.append({**row, "accuracy": statistics.mean(scores), "accuracy_spread": spread, **extra})
-        count = len(self.config.seeds)
-        return {
-            "towers": towers,
-            "fits": [{k: v for k, v in f.items() if k != "history"} for f in fits],
-            "models": models,
-            "majority": statistics.mean(m["majority"] for m in models),
-            "objective": shown,
-            "batch_size": timing["batch_size"],
-            "caption": f"DINOv2-S (saliency) trunk, CLIP-B/16 branch, {config.grid} x {config.grid} grid, "
-            f"{self.config.stitch} stitch, {shown}; 20 emoji subcategories, {self.config.probe_test} held-out "
-            f"pictures, {count} seed{'s' if count > 1 else ''}; fp32, batch {timing['batch_size']}, "
-            f"{self.device.type}",
-        }
+    def present(self, shown: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """Results of what is there, with the plot and the page drawn from them."""
+        rows = [r for r in self.run.rows() if "rows" in r or r["seed"] in seeds]
+        tree = VSTEncoder.from_pretrained(self.run.path("tree"))
+        results = demo_results(rows, self.config, tree.config, shown)
+        share_plot(results, self.run.path("curve.png"))
+        self._page(results, rows, tree)
+        return results
 
-    def page(self, results: dict[str, Any]) -> None:
-        """Draw feature maps of held-out pictures and write the page."""
-        kept = VSTEncoder.from_pretrained(self.run.path("tree"))
+    def _page(self, results: dict[str, Any], rows: Sequence[Mapping[str, Any]], kept: VSTEncoder) -> None:
+        """Masks that were predicted and feature maps of the first seed's first test scenes."""
         tree = VSTEncoder.from_config(replace(kept.config, grid=MAP_GRID))
         tree.load_state_dict({k: v for k, v in kept.state_dict().items() if ".stitches." in k}, strict=False)
+        tree.to(self.device)
         full = FullEncoders.load(tree.config).to(self.device)
-        division = Division.draw(self.assets.emoji, self.config, self.config.seeds[-1])
-        pictures, seen = [], set()
-        for p in division.test:
-            label = division.labels[p.emoji.code]
-            if label not in seen:
-                seen.add(label)
-                pictures.append(p)
-        pictures = pictures[:16]
-        own = self.tokens(pictures, full, "feature maps")
-        trunk_name, name = tree.config.trunk_name, tree.config.branches[0].name
+        task = self.division(self.config.seeds[0]).tasks[SCENES]
+        (pixels,) = _batches(task.test[:SHOWN], full.transforms())
+        trunk, branch = self.config.trunk, self.config.branch
         with torch.no_grad():
-            pixels = torch.stack([tree.transform()(emoji.open_picture(p)) for p in pictures])
-            swept = tree.sweep(pixels)
-        target = own[name].numpy()
-        stitched = {split: tokens[name].numpy() for split, tokens in swept.items()}
-        shown = pca_maps([target, *stitched.values()])
-        trunk = pca_maps([own[trunk_name].numpy()])[0]
-        columns = {"CLIP's own": shown[0]}
-        columns |= {f"stitched at {s}": m for s, m in zip(stitched, shown[1:], strict=True)}
-        columns["DINOv2's own"] = trunk
-        titles = [f"{p.emoji.name.lower()} ({p.style})" for p in pictures]
-        photos = [emoji.open_picture(p, size=112) for p in pictures]
-        write_page(self.run, results, titles[:8], photos[:8], {k: v[:8] for k, v in columns.items()})
+            own = full.branch_tokens({name: p.to(self.device) for name, p in pixels.items()})
+            swept = tree.sweep(pixels[trunk].to(self.device))
+        shown = {f"stitched at {s}": tokens[branch].cpu().numpy() for s, tokens in swept.items()}
+        maps = pca_maps([own[branch].cpu().numpy(), *shown.values()])
+        columns = {f"{branch}'s own": maps[0], **dict(zip(shown, maps[1:], strict=True))}
+        columns[f"{trunk}'s own"] = pca_maps([own[trunk].cpu().numpy()])[0]
+        write_page(self.run, results, rows, task, columns)
 
 
-def _read_config(folder: Path) -> VSTConfig:
-    from vst.saving import read_config
-
-    return read_config(folder)[1]
-
-
-def _batches(pictures: Sequence[emoji.Picture], transforms: dict[str, ImageTransform], title: str) -> Any:
-    for at in track(range(0, len(pictures), 32), title, (len(pictures) + 31) // 32):
-        images: list[Image.Image] = [emoji.open_picture(p) for p in pictures[at : at + 32]]
-        yield {name: torch.stack([t(i) for i in images]) for name, t in transforms.items()}
+def _batches(
+    images: Sequence[Image.Image], transforms: Mapping[str, ImageTransform], title: str | None = None
+) -> Iterator[dict[str, Tensor]]:
+    starts = range(0, len(images), _BATCH)
+    for at in track(starts, title or "", len(starts), title is not None):
+        yield {name: torch.stack([t(i) for i in images[at : at + _BATCH]]) for name, t in transforms.items()}
 
 
-def _pooled(config: VSTConfig, tokens: list[torch.Tensor]) -> torch.Tensor:
-    """What a tower gives, pooled: branches normalised and set side by side as the tree does, mean over tokens."""
-    widths = {str(i): t.shape[-1] for i, t in enumerate(tokens)}
-    return Fusion("channel", widths, normalise=config.normalise)(tokens).mean(1).cpu()
+def _fused(tokens: Sequence[Tensor]) -> Tensor:
+    """What a tower gives: branches normalised and set side by side, as the tree does by default."""
+    return Fusion("channel", {str(i): t.shape[-1] for i, t in enumerate(tokens)})(list(tokens))
 
 
-def _pool(config: VSTConfig, tokens: list[torch.Tensor]) -> np.ndarray:
-    return _pooled(config, tokens).numpy()
-
-
-def _probe(train: np.ndarray, test: np.ndarray, division: Division) -> float:
-    return linear_probe(train, division.label(division.train), test, division.label(division.test)).accuracy
+def _majority(tasks: Mapping[str, TaskData]) -> dict[str, float]:
+    """Score of always giving the training pictures' most frequent class."""
+    out = {}
+    for name, task in tasks.items():
+        given = torch.full_like(task.test_labels, int(task.train_labels.flatten().bincount().argmax()))
+        out[name] = float(score_of_counts(picture_counts(given, task.test_labels, len(task.classes)).sum(0), task.kind))
+    return out

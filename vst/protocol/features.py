@@ -25,24 +25,6 @@ from vst.runs import read_json, write_json
 from vst.spec import VFMSpec
 from vst.vfm import VFM
 
-DEMO = "demo:"
-
-
-def exact_source(source: str) -> str:
-    """The source that a config's model stands for: ``demo:clip`` and ``demo:dinov2`` are fetched and become folders.
-
-    Raises:
-        ValueError: an unknown demo model.
-    """
-    if not source.startswith(DEMO):
-        return source
-    name = source.removeprefix(DEMO)
-    if name not in ("clip", "dinov2"):
-        raise ValueError(f"{source!r} is no demo model; known are demo:clip and demo:dinov2.")
-    from vst.demo.assets import prepare
-
-    return f"hf:{getattr(prepare(), name)}"
-
 
 class Models:
     """The frozen models of a grid, each loaded whole when it is first needed.
@@ -52,6 +34,8 @@ class Models:
     """
 
     def __init__(self, sources: Mapping[str, str], grid: int, device: torch.device) -> None:
+        from vst.demo.assets import exact_source
+
         self.sources = {name: exact_source(source) for name, source in sources.items()}
         self.specs: dict[str, VFMSpec] = {name: describe(source) for name, source in self.sources.items()}
         self.grid, self.device = grid, device

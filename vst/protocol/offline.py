@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from vst.demo import emoji
+from vst.demo.pasted import PastedScenes
 from vst.protocol.tasks import Task, TwoParts, register
 
 LEVELS = ("category", "subcategory")
@@ -48,33 +47,14 @@ class EmojiTask(Task):
         return self._numbers[getattr(self._drawn[row].emoji, self.level)]
 
     def divide(self, seed: int) -> tuple[list[int], list[int]]:
-        tests = test_codes([p.emoji for p in self._drawn], seed)
+        tests = emoji.test_codes([p.emoji for p in self._drawn], seed)
         train = [i for i, p in enumerate(self._drawn) if p.style != self.test_style and p.emoji.code not in tests]
         return train, [i for i, p in enumerate(self._drawn) if p.style == self.test_style and p.emoji.code in tests]
 
 
-def test_codes(things: Sequence[emoji.Emoji], seed: int) -> set[str]:
-    """Codes of two fifths of every subcategory's emoji (rounded down), drawn by the seed."""
-    rng, groups = random.Random(seed), {}  # type: ignore[var-annotated]
-    for e in things:
-        groups.setdefault(e.subcategory, set()).add(e.code)
-    out: set[str] = set()
-    for name in sorted(groups):
-        codes = sorted(groups[name])
-        rng.shuffle(codes)
-        out.update(codes[: len(codes) * 2 // 5])
-    return out
-
-
-test_codes.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test, though its name begins like one
-
-
 @register
 class PastedEmoji(TwoParts):
-    """Segmentation: one to four emoji pasted on a smooth random background; their alpha gives the exact mask.
-
-    Classes are the background and the emoji's categories without flags. Training scenes use two drawing styles, test
-    scenes the third and other emoji. Scenes are drawn anew from their number at each look, always alike.
+    """Segmentation of :class:`vst.demo.pasted.PastedScenes`.
 
     Args:
         train, test: how many scenes. side: of a scene in pixels.
@@ -94,53 +74,13 @@ class PastedEmoji(TwoParts):
         test_style: str = "fluent",
         folder: str | None = None,
     ) -> None:
-        if test_style not in emoji.STYLES or min(train, test, side) < 1:
-            raise ValueError(
-                f"test_style {test_style!r}, train {train}, test {test} and side {side} were given; expected one of "
-                f"{', '.join(emoji.STYLES)} and positive numbers."
-            )
-        drawn = [p for p in emoji.pictures(_emoji_folder(folder)) if p.emoji.category != "Flags"]
-        self.classes = ["background", *sorted({p.emoji.category for p in drawn})]
-        self._numbers = {name: i for i, name in enumerate(self.classes)}
-        tests = test_codes([p.emoji for p in drawn], 0)
-        self._pools = (
-            [p for p in drawn if p.style != test_style and p.emoji.code not in tests],
-            [p for p in drawn if p.style == test_style and p.emoji.code in tests],
-        )
-        self.train_count, self.test_count, self.side = train, test, side
-        self.pictures: Any = _Scenes(self, train + test)
-
-    def scene(self, row: int) -> tuple[Image.Image, Image.Image]:
-        """Picture (RGB) and mask (class numbers) of one scene."""
-        rng, side = np.random.default_rng([16, row]), self.side
-        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-        picture = coarse.resize((side, side), Image.Resampling.BICUBIC)
-        mask = np.zeros((side, side), np.uint8)
-        pool = self._pools[int(row >= self.train_count)]
-        for _ in range(rng.integers(1, 5)):
-            thing = pool[rng.integers(len(pool))]
-            size = int(rng.integers(side // 4, side * 5 // 8))
-            with Image.open(thing.path) as image:
-                drawn = image.convert("RGBA").resize((size, size), Image.Resampling.BICUBIC)
-            left, top = (int(v) for v in rng.integers(0, side - size + 1, 2))
-            picture.paste(drawn, (left, top), drawn)
-            solid = np.asarray(drawn)[..., 3] > 127
-            mask[top : top + size, left : left + size][solid] = self._numbers[thing.emoji.category]
-        return picture, Image.fromarray(mask)
+        scenes = PastedScenes(_emoji_folder(folder), train=train, test=test, side=side, test_style=test_style)
+        self.classes, self.scene = scenes.classes, scenes.scene
+        self.train_count, self.test_count = train, test
+        self.pictures: Any = scenes
 
     def mask(self, row: int) -> Image.Image:
         return self.scene(row)[1]
-
-
-class _Scenes(Dataset):
-    def __init__(self, task: PastedEmoji, count: int) -> None:
-        self.task, self.count = task, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, row: int) -> Image.Image:
-        return self.task.scene(row)[0]
 
 
 @register

@@ -1,0 +1,56 @@
+"""What the demo runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vst.fit_config import FitConfig
+
+MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
+"""The demo's two encoders, as they are called in tables and pictures."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demo runs.
+
+    Attributes:
+        trunk: clip or dinov2: the model that sees the pixels; the other one is the branch.
+        splits: trunk depths, of 12.
+        grid: patches a side of every model.
+        stitch: family.
+        objectives: what stitches are fitted to; the last one's tree is kept and shown first.
+        seeds: of the division into training and test emoji, of the scenes, and of the fit.
+        pictures: training pictures for the stitches, half scenes and half single emoji.
+        probe_train, probe_test: pictures of each task's probe.
+        heldout: test pictures for the stitches' errors, half scenes and half single emoji.
+        fit: how stitches are fitted; objective and seed come from above.
+        batch_size, repeats: of the latency measurement.
+    """
+
+    trunk: str = "clip"
+    splits: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10])
+    grid: int = 8
+    stitch: str = "mlp_skip"
+    objectives: list[str] = field(default_factory=lambda: ["ridge", "ffm"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    pictures: int = 256
+    probe_train: int = 200
+    probe_test: int = 200
+    heldout: int = 64
+    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, save_every=10))
+    batch_size: int = 8
+    repeats: int = 15
+
+    def __post_init__(self) -> None:
+        if self.trunk not in MODELS:
+            raise ValueError(f"trunk is {self.trunk!r}; expected {' or '.join(MODELS)}.")
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives are {self.objectives}; expected one or more, each once.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}; expected one or more, each once.")
+
+    @property
+    def branch(self) -> str:
+        """The model that is not the trunk."""
+        return next(name for name in MODELS if name != self.trunk)

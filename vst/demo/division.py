@@ -1,0 +1,132 @@
+"""The demo's pictures of one seed: what stitches are fitted to, and two tasks whose test shows nothing that was seen.
+
+Test pictures show emoji and a drawing style that neither stitches nor probes met before.
+
+scenes          dense: which category each pixel belongs to, in scenes of emoji pasted on backgrounds
+subcategories   global: which of the 20 largest subcategories a single emoji is of
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vst.demo import emoji
+from vst.demo.assets import prepare_emoji
+from vst.demo.config import DemoConfig
+from vst.demo.pasted import PastedScenes
+
+SCENES, SUBCATEGORIES = "scenes", "subcategories"
+TEST_STYLE = "fluent"
+MASK_SIDE = 64  # pixels a side that segmentation is scored at
+_SINGLE_SIDE = 128  # of a single emoji, as large as a scene
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Pictures and labels of one task.
+
+    Attributes:
+        kind: ``classification`` or ``segmentation``.
+        classes: names, in the order of labels.
+        train, test: RGB pictures.
+        train_labels, test_labels: class numbers ``[pictures]``, or masks ``[pictures, MASK_SIDE, MASK_SIDE]`` (long).
+    """
+
+    kind: str
+    classes: list[str]
+    train: list[Image.Image]
+    test: list[Image.Image]
+    train_labels: Tensor
+    test_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Division:
+    """Pictures of one seed.
+
+    Attributes:
+        fit: for the stitches, without labels. heldout: for the stitches' errors. tasks: by name.
+    """
+
+    fit: list[Image.Image]
+    heldout: list[Image.Image]
+    tasks: dict[str, TaskData]
+
+    @classmethod
+    def draw(cls, root: Path, config: DemoConfig, seed: int) -> Division:
+        """Draw everything by the seed.
+
+        Raises:
+            ValueError: more pictures are asked for than there are emoji.
+        """
+        rng = random.Random(seed)
+        drawn = [p for p in emoji.pictures(root) if p.emoji.category != "Flags"]
+        tests = emoji.test_codes([p.emoji for p in drawn], seed)
+        chosen = emoji.subcategory_task(root, 20)
+        labels = {e.code: label for e, label in chosen}
+        classes = sorted({e.subcategory for e, _ in chosen})
+        rng.shuffle(drawn)
+        seen = [p for p in drawn if p.style != TEST_STYLE and p.emoji.code not in tests]
+        unseen = [p for p in drawn if p.style == TEST_STYLE and p.emoji.code in tests]
+        train = [p for p in seen if p.emoji.code in labels]
+        test = [p for p in unseen if p.emoji.code in labels]
+        for wanted, have, what in (
+            (config.pictures // 2, len(seen), "pictures / 2"),
+            (config.probe_train, len(train), "probe_train"),
+            (config.probe_test, len(test), "probe_test"),
+        ):
+            if wanted > have:
+                raise ValueError(f"{what} is {wanted}, but the emoji give only {have}; lower it.")
+        train, test = train[: config.probe_train], test[: config.probe_test]
+        scenes = PastedScenes(
+            root,
+            train=max(config.probe_train, config.pictures // 2),
+            test=config.probe_test,
+            test_style=TEST_STYLE,
+            seed=seed,
+        )
+        first = scenes.train
+        shown = [scenes.scene(row) for row in (*range(config.probe_train), *range(first, first + config.probe_test))]
+        masks = torch.stack([_mask(mask) for _, mask in shown])
+        cut = config.probe_train
+        tasks = {
+            SCENES: TaskData(
+                "segmentation", scenes.classes, [p for p, _ in shown[:cut]], [p for p, _ in shown[cut:]],
+                masks[:cut], masks[cut:],
+            ),
+            SUBCATEGORIES: TaskData(
+                "classification", classes, [_open(p) for p in train], [_open(p) for p in test],
+                torch.tensor([labels[p.emoji.code] for p in train]), torch.tensor([labels[p.emoji.code] for p in test]),
+            ),
+        }  # fmt: skip
+        half = config.pictures // 2
+        fit = [*(scenes[row] for row in range(config.pictures - half)), *(_open(p) for p in seen[:half])]
+        held = config.heldout // 2
+        heldout = [*tasks[SCENES].test[: config.heldout - held], *(_open(p) for p in unseen[:held])]
+        return cls(fit, heldout, tasks)
+
+
+def demo_pictures(labels: bool, seed: int = 0) -> dict[str, Any]:
+    """Single emoji for :func:`vst.trunk.compare_trunks`: its pictures, with subcategories as labels or without."""
+    task = Division.draw(prepare_emoji(), DemoConfig(probe_train=400), seed).tasks[SUBCATEGORIES]
+    out: dict[str, Any] = {"images": task.train, "heldout_images": task.test}
+    if labels:
+        out |= {"labels": task.train_labels.tolist(), "heldout_labels": task.test_labels.tolist()}
+    return out
+
+
+def _open(picture: emoji.Picture) -> Image.Image:
+    return emoji.open_picture(picture, size=_SINGLE_SIDE)
+
+
+def _mask(mask: Image.Image) -> Tensor:
+    small = mask.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(small)).long()

@@ -1,0 +1,135 @@
+"""From the demo's rows to its results: scores over seeds, the share of the gain that is kept, what it costs."""
+
+from __future__ import annotations
+
+import base64
+import statistics
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vst.config import VSTConfig
+from vst.cost import block_figure
+from vst.demo.config import MODELS, DemoConfig
+from vst.demo.division import SCENES, SUBCATEGORIES
+from vst.gain import bootstrap_share
+from vst.latency import ALL
+from vst.tasks import score_of_counts
+
+Row = Mapping[str, Any]
+KINDS = {SCENES: "segmentation", SUBCATEGORIES: "classification"}
+TITLES = {SCENES: "scenes, mIoU", SUBCATEGORIES: "subcategories, accuracy"}
+"""A task's name in tables and pictures, with what its score is."""
+
+
+def pack(values: np.ndarray, dtype: str) -> dict[str, Any]:
+    """An array of small whole numbers as JSON holds it in little room: ``shape``, ``dtype``, and zlib in base64."""
+    stored = np.ascontiguousarray(values.astype(dtype))
+    if not np.array_equal(stored, values):
+        raise ValueError(f"Values from {values.min()} to {values.max()} do not fit into {dtype}.")
+    data = base64.b64encode(zlib.compress(stored.tobytes(), 9)).decode()
+    return {"shape": list(stored.shape), "dtype": dtype, "data": data}
+
+
+def unpack(packed: Row) -> np.ndarray:
+    """Inverse of :func:`pack`."""
+    raw = zlib.decompress(base64.b64decode(packed["data"]))
+    return np.frombuffer(raw, packed["dtype"]).reshape(packed["shape"])
+
+
+def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown: str) -> dict[str, Any]:
+    """Everything in one dict; ``towers`` is what tables, plots and recommendations read.
+
+    Args:
+        rows: of the run: models alone and fits by seed, and latency.
+        config: of the demo. tree: of the tree.
+        shown: the objective whose towers carry the bare names (``VST-2``); others are named after theirs.
+    """
+    scored = [r for r in rows if "towers" in r]
+    seeds = sorted({r["seed"] for r in scored})
+    timing = next(r for r in rows if "rows" in r)
+    objectives = [o for o in config.objectives if any(r["objective"] == o for r in scored)]
+    fits = [r for r in scored if r["objective"] is not None]
+    models = [r for r in scored if r["objective"] is None]
+    by_tower: dict[str, list[Row]] = {}
+    for r in scored:
+        for name, tower in r["towers"].items():
+            by_tower.setdefault(_name(name, r["objective"], shown), []).append(tower)
+    trunk, branch = f"{config.trunk} alone", f"{config.branch} alone"
+    better = {t: max((trunk, branch), key=lambda n: _mean(by_tower[n], t)) for t in KINDS}
+    costs = {r["name"]: r for r in timing["rows"]}
+    towers = []
+    for cost in timing["rows"]:
+        for objective in [shown, *(o for o in objectives if o != shown)] if cost["kind"] == "split" else [None]:
+            own = by_tower[name := _name(cost["name"], objective, shown)]
+            scores = {t: dict(zip(map(str, seeds), (x[t]["score"] for x in own), strict=True)) for t in KINDS}
+            means = [statistics.mean(values) for values in zip(*(s.values() for s in scores.values()), strict=True)]
+            tower = {**cost, "name": name, "objective": objective, "tasks": scores}
+            tower |= {"accuracy": statistics.mean(means), "accuracy_spread": _spread(means)}
+            tower["share"] = {t: _share(own, by_tower[better[t]], by_tower[ALL], t) for t in KINDS}
+            tower["detail"] = _detail([unpack(x[SCENES]["counts"]) for x in own])
+            tower |= _extra(cost, costs[trunk], costs[ALL])
+            if objective is not None:
+                tower["extra_blocks"] = block_figure(tree, cost["split"])
+                reports = [x for f in fits if f["objective"] == objective for x in f["reports"]]
+                at = [x for x in reports if x["split"] == cost["split"]]
+                tower["final_error"] = statistics.mean(x["final"]["error"] for x in at)
+            towers.append(tower)
+    return {
+        "trunk": config.trunk,
+        "branch": config.branch,
+        "objective": shown,
+        "seeds": seeds,
+        "better": better,
+        "score": "mean of both tasks' scores, %",
+        "majority": {t: statistics.mean(r["majority"][t] for r in models) for t in KINDS},
+        "towers": towers,
+        "fits": [{k: v for k, v in f.items() if k not in ("history", "towers")} for f in fits],
+        "batch_size": timing["batch_size"],
+        "caption": f"{MODELS[config.trunk]} trunk, {MODELS[config.branch]} branch, {tree.grid} x {tree.grid} grid, "
+        f"{config.stitch} stitch; {config.probe_test} held-out pictures a task, {len(seeds)} "
+        f"seed{'s' if len(seeds) > 1 else ''}; fp32, batch {timing['batch_size']}, {timing['device']}",
+    }
+
+
+def _name(tower: str, objective: str | None, shown: str) -> str:
+    return tower if objective in (None, shown) else f"{tower}, {objective}"
+
+
+def _mean(rows: Sequence[Row], task: str) -> float:
+    return statistics.mean(r[task]["score"] for r in rows)
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _share(own: Sequence[Row], one: Sequence[Row], full: Sequence[Row], task: str) -> dict[str, Any]:
+    tower, least, most = ([unpack(r[task]["counts"]) for r in part] for part in (own, one, full))
+    share = bootstrap_share(tower, least, most, partial(score_of_counts, kind=KINDS[task]))
+    return {**asdict(share), "text": str(share)}
+
+
+def _detail(counts: Sequence[np.ndarray]) -> dict[str, float]:
+    """Pixel accuracy and IoU of the foreground's classes (background left out), means over seeds."""
+    sums = [c.astype(np.int64).sum(0) for c in counts]
+    return {
+        "pixel_accuracy": statistics.mean(float(score_of_counts(s, "classification")) for s in sums),
+        "foreground_mean_iou": statistics.mean(float(score_of_counts(s[:, 1:], "segmentation")) for s in sums),
+    }
+
+
+def _extra(cost: Row, one: Row, full: Row) -> dict[str, float]:
+    """Cost beyond the trunk alone, over what the second model adds in full: 0 the trunk alone, 1 both in full."""
+    added = full["trunk_ratio"] - 1
+    return {
+        "trunk_flops_ratio": cost["flops_ratio"] / one["flops_ratio"],
+        "extra_flops": (cost["flops_ratio"] - one["flops_ratio"]) / (1 - one["flops_ratio"]),
+        "extra_time": (cost["trunk_ratio"] - 1) / added,
+        "extra_time_low": (cost["trunk_ratio_sure_low"] - 1) / added,
+        "extra_time_high": (cost["trunk_ratio_sure_high"] - 1) / added,
+    }

@@ -1,0 +1,132 @@
+"""The demo's tables: towers by what they score and cost, stitches by how well they match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vst.demo.results import TITLES
+from vst.latency import ALL
+from vst.report import markdown, spread, table
+
+Results = Mapping[str, Any]
+STITCH_NOTE = (
+    "errors are relative to the target's own variance (1 = as bad as its mean); distance: of the tail's inputs from "
+    "what the target feeds it (0 equal, 1 as far as a constant)"
+)
+
+
+def score_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: scores (mean +- deviation over seeds), share of the gain (95 % interval), what is paid."""
+    heads = ["tower"]
+    for title in TITLES.values():
+        heads += [f"{title} %", "gain kept"]
+    heads += ["extra blocks", "extra FLOPs"]
+    rows = []
+    for r in results["towers"]:
+        cells = [r["name"]]
+        for task in TITLES:
+            cells += [spread(list(r["tasks"][task].values()), 1, 100), _kept(results, r, task)]
+        extra = (r["extra_blocks"], r["extra_flops"]) if "extra_blocks" in r else ()
+        rows.append([*cells, *(f"{100 * value:.0f} %" for value in extra), *[""] * (2 - len(extra))])
+    return heads, rows
+
+
+def cost_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of FLOPs and measured time (95 % interval), over the trunk alone and over both in full."""
+    trunk = f"{results['trunk']} alone"
+    heads = ["tower", f"FLOPs / {trunk}", "FLOPs / all in full", f"time / {trunk}", "time / all in full", "ms"]
+    rows = [
+        [
+            r["name"],
+            f"{r['trunk_flops_ratio']:.2f}",
+            f"{r['flops_ratio']:.2f}",
+            f"{r['trunk_ratio']:.2f} ({r['trunk_ratio_sure_low']:.2f} .. {r['trunk_ratio_sure_high']:.2f})",
+            f"{r['ratio']:.2f} ({r['ratio_sure_low']:.2f} .. {r['ratio_sure_high']:.2f})",
+            f"{r['median_ms']:.0f}",
+        ]
+        for r in results["towers"]
+        if r["objective"] in (None, results["objective"])
+    ]
+    return heads, rows
+
+
+def _kept(results: Results, row: Results, task: str) -> str:
+    """Share of the gain; the gain itself in the row of all models in full, nothing in that of the one compared with."""
+    share = row["share"][task]
+    if row["name"] == ALL:
+        return gain_text(share)
+    if row["name"] == results["better"][task]:
+        return "0 %"
+    return "-" if share["share"] is None else share["text"]
+
+
+def gain_text(share: Results) -> str:
+    """A gain with its interval, in points."""
+    text = f"gain {100 * share['gain']:+.1f} ({100 * share['gain_low']:+.1f} .. {100 * share['gain_high']:+.1f})"
+    return text if share["share"] is not None else f"{text}: not distinguishable from zero"
+
+
+def detail_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of what else is told of the scenes: means over seeds, in percent."""
+    heads = ["tower", "mIoU", "mIoU of the foreground's classes", "pixel accuracy"]
+    rows = [
+        [
+            r["name"],
+            spread(list(r["tasks"]["scenes"].values()), 1, 100),
+            f"{100 * r['detail']['foreground_mean_iou']:.1f}",
+            f"{100 * r['detail']['pixel_accuracy']:.1f}",
+        ]
+        for r in results["towers"]
+    ]
+    return heads, rows
+
+
+def error_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of how stitches match by split and objective, mean +- standard deviation over seeds."""
+    heads = ["split", "objective", "seam error", "final error", "by channel", "cosine", "distance"]
+    rows = []
+    splits = sorted({s["split"] for f in results["fits"] for s in f["reports"]})
+    objectives = list(dict.fromkeys(f["objective"] for f in results["fits"]))
+    for split in splits:
+        for objective in objectives:
+            fits = [f for f in results["fits"] if f["objective"] == objective]
+            at = [s for f in fits for s in f["reports"] if s["split"] == split]
+            values = (
+                [s["seam"]["error"] for s in at],
+                [s["final"]["error"] for s in at],
+                [s["final"]["channel_error"] for s in at],
+                [s["final"]["cosine"] for s in at],
+                [s["distance"] for s in at],
+            )
+            rows.append([str(split), objective, *map(spread, values)])
+    return heads, rows
+
+
+def notes(results: Results) -> str:
+    """What the table's columns are."""
+    better = results["better"]
+    one = " and ".join(f"{better[t]} ({title.split(',')[0]})" for t, title in TITLES.items())
+    if len(set(better.values())) == 1:
+        one = next(iter(better.values()))
+    return (
+        f"{results['caption']}. Gain: of both models in full over the better model alone, {one}; kept: the tower's "
+        "share of it, with the 95 % interval of a bootstrap over test pictures. Extra: beyond "
+        f"{results['trunk']} alone, in % of what {results['branch']} in full adds, stitches included in FLOPs. Times: "
+        "medians of pairs in interleaved rounds, 95 % intervals."
+    )
+
+
+def demo_markdown(results: Results) -> str:
+    """All tables as Markdown, for the documentation."""
+    scores, costs, details, errors = (
+        markdown(*rows(results)) for rows in (score_rows, cost_rows, detail_rows, error_rows)
+    )
+    return "\n\n".join([scores, notes(results), costs, details, errors])
+
+
+def show_results(results: Results) -> None:
+    """Print the tables."""
+    table("Scores", *score_rows(results))
+    table("Cost", *cost_rows(results), notes(results))
+    table("Stitches on held-out pictures", *error_rows(results), STITCH_NOTE)
