@@ -67,56 +67,50 @@ class Division:
         Raises:
             ValueError: more pictures are asked for than there are emoji.
         """
-        rng = random.Random(seed)
-        drawn = [p for p in emoji.pictures(root) if p.emoji.category != "Flags"]
-        tests = emoji.test_codes([p.emoji for p in drawn], seed)
-        chosen = emoji.subcategory_task(root, 20)
-        labels = {e.code: label for e, label in chosen}
-        classes = sorted({e.subcategory for e, _ in chosen})
-        rng.shuffle(drawn)
-        seen = [p for p in drawn if p.style != TEST_STYLE and p.emoji.code not in tests]
-        unseen = [p for p in drawn if p.style == TEST_STYLE and p.emoji.code in tests]
-        train = [p for p in seen if p.emoji.code in labels]
-        test = [p for p in unseen if p.emoji.code in labels]
-        for wanted, have, what in (
-            (config.pictures // 2, len(seen), "pictures / 2"),
-            (config.probe_train, len(train), "probe_train"),
-            (config.probe_test, len(test), "probe_test"),
-        ):
-            if wanted > have:
-                raise ValueError(f"{what} is {wanted}, but the emoji give only {have}; lower it.")
-        train, test = train[: config.probe_train], test[: config.probe_test]
+        single, seen, unseen = _single(root, config, seed)
+        half, cut = config.pictures // 2, config.probe_train
+        if half > len(seen):
+            raise ValueError(f"pictures is {config.pictures}, but the emoji give only {2 * len(seen)}; lower it.")
         scenes = PastedScenes(
-            root,
-            train=max(config.probe_train, config.pictures // 2),
-            test=config.probe_test,
-            test_style=TEST_STYLE,
-            seed=seed,
+            root, train=max(cut, config.pictures - half), test=config.probe_test, test_style=TEST_STYLE, seed=seed
         )
         first = scenes.train
-        shown = [scenes.scene(row) for row in (*range(config.probe_train), *range(first, first + config.probe_test))]
+        shown = [scenes.scene(row) for row in (*range(cut), *range(first, first + config.probe_test))]
         masks = torch.stack([_mask(mask) for _, mask in shown])
-        cut = config.probe_train
-        tasks = {
-            SCENES: TaskData(
-                "segmentation", scenes.classes, [p for p, _ in shown[:cut]], [p for p, _ in shown[cut:]],
-                masks[:cut], masks[cut:],
-            ),
-            SUBCATEGORIES: TaskData(
-                "classification", classes, [_open(p) for p in train], [_open(p) for p in test],
-                torch.tensor([labels[p.emoji.code] for p in train]), torch.tensor([labels[p.emoji.code] for p in test]),
-            ),
-        }  # fmt: skip
-        half = config.pictures // 2
+        pictures = [picture for picture, _ in shown]
+        dense = TaskData("segmentation", scenes.classes, pictures[:cut], pictures[cut:], masks[:cut], masks[cut:])
         fit = [*(scenes[row] for row in range(config.pictures - half)), *(_open(p) for p in seen[:half])]
         held = config.heldout // 2
-        heldout = [*tasks[SCENES].test[: config.heldout - held], *(_open(p) for p in unseen[:held])]
-        return cls(fit, heldout, tasks)
+        heldout = [*dense.test[: config.heldout - held], *(_open(p) for p in unseen[:held])]
+        return cls(fit, heldout, {SCENES: dense, SUBCATEGORIES: single})
+
+
+def _single(root: Path, config: DemoConfig, seed: int) -> tuple[TaskData, list[emoji.Picture], list[emoji.Picture]]:
+    """The subcategories, and all single emoji that may be seen and that may not."""
+    rng = random.Random(seed)
+    drawn = [p for p in emoji.pictures(root) if p.emoji.category != "Flags"]
+    tests = emoji.test_codes([p.emoji for p in drawn], seed)
+    chosen = emoji.subcategory_task(root, 20)
+    labels = {e.code: label for e, label in chosen}
+    rng.shuffle(drawn)
+    seen = [p for p in drawn if p.style != TEST_STYLE and p.emoji.code not in tests]
+    unseen = [p for p in drawn if p.style == TEST_STYLE and p.emoji.code in tests]
+    parts = []
+    for pool, count, what in ((seen, config.probe_train, "probe_train"), (unseen, config.probe_test, "probe_test")):
+        own = [p for p in pool if p.emoji.code in labels]
+        if count > len(own):
+            raise ValueError(f"{what} is {count}, but the emoji give only {len(own)}; lower it.")
+        parts.append(own[:count])
+    (train, train_labels), (test, test_labels) = (
+        ([_open(p) for p in part], torch.tensor([labels[p.emoji.code] for p in part])) for part in parts
+    )
+    classes = sorted({e.subcategory for e, _ in chosen})
+    return TaskData("classification", classes, train, test, train_labels, test_labels), seen, unseen
 
 
 def demo_pictures(labels: bool, seed: int = 0) -> dict[str, Any]:
     """Single emoji for :func:`vst.trunk.compare_trunks`: its pictures, with subcategories as labels or without."""
-    task = Division.draw(prepare_emoji(), DemoConfig(probe_train=400), seed).tasks[SUBCATEGORIES]
+    task, _, _ = _single(prepare_emoji(), DemoConfig(probe_train=400), seed)
     out: dict[str, Any] = {"images": task.train, "heldout_images": task.test}
     if labels:
         out |= {"labels": task.train_labels.tolist(), "heldout_labels": task.test_labels.tolist()}
