@@ -1,6 +1,7 @@
 """The demo's pictures, and what it draws from its rows, on rows made so that the answers are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from PIL import Image
 from vst.demo.config import DemoConfig
 from vst.demo.curve import share_plot
 from vst.demo.division import SCENES, SUBCATEGORIES, TEST_STYLE, Division, TaskData
+from vst.demo.job import run_demo
 from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack, unpack
 from vst.demo.tables import cost_rows, detail_rows, error_rows, notes, score_rows, show_results
+from vst.fit_config import FitConfig
 from vst.latency import ALL
 from vst.recommend import measured_rows, recommend
 from vst.report import pca_maps
@@ -97,7 +100,6 @@ def test_shares_and_costs_are_told_of_every_tower(results):
         assert found["low"] <= found["share"] <= found["high"]
         assert towers[name]["share"][SUBCATEGORIES]["share"] is None
     assert [towers[n]["extra_flops"] for n in (ALL, "clip alone", "VST-2")] == pytest.approx([1, 0, 0.8])
-    assert [towers[n]["extra_time"] for n in (ALL, "clip alone", "VST-2")] == pytest.approx([1, 0, 0.8])
     assert towers["VST-2"]["extra_blocks"] == pytest.approx(9 / 11)
     assert towers["VST-2"]["accuracy"] == pytest.approx((iou(0.78) + 0.5) / 2)
     assert towers["VST-2"]["final_error"] == pytest.approx(0.35)
@@ -121,6 +123,34 @@ def test_tables_hold_means_spreads_and_intervals(results, capsys):
     assert "clip alone" in notes(results)
     show_results(results)
     assert "distinguishable" in capsys.readouterr().out
+
+
+def test_scores_keep_to_their_seeds(tiny):
+    tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
+    config = DemoConfig(splits=[2, 6], seeds=[1, 0], probe_test=PICTURES)
+    made = rows(seeds=(0, 1))
+    made[0]["towers"][ALL] = tower(0.9)  # seed 0
+    found = next(r for r in demo_results(made, config, tree, "ffm")["towers"] if r["name"] == ALL)
+    assert found["tasks"][SCENES] == {"1": iou(0.8), "0": iou(0.9)}
+
+
+def test_the_better_model_need_not_be_the_trunk(tiny, tmp_path):
+    """Then shares are told against the branch alone, which stands where it costs what it costs."""
+    tree = VSTEncoder.plan(tiny("dinov2", 32, 12), {"clip": tiny("clip", 48, 12)}, [2, 6])
+    made, costs = rows(), {ALL: 1.0, "clip alone": 0.8, "dinov2 alone": 0.2, "VST-2": 0.9, "VST-6": 0.6}
+    for r in made[-1]["rows"]:
+        r |= {"flops_ratio": costs[r["name"]], "ratio": costs[r["name"]], "trunk_ratio": costs[r["name"]] / 0.2}
+    found = demo_results(
+        made, DemoConfig(trunk="dinov2", splits=[2, 6], seeds=[0, 1], probe_test=PICTURES), tree, "ffm"
+    )
+    towers = {r["name"]: r for r in found["towers"]}
+    assert found["better"][SCENES] == "clip alone"
+    assert towers["clip alone"]["share"][SCENES]["share"] == pytest.approx(0)
+    assert towers["clip alone"]["extra_flops"] == pytest.approx(0.75)
+    assert towers["dinov2 alone"]["share"][SCENES]["share"] < 0
+    share_plot(found, tmp_path / "curve.svg")
+    heads, cells = score_rows(found)
+    assert {line[0]: line[heads.index("extra FLOPs")] for line in cells}["clip alone"] == "75 %"
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
@@ -172,6 +202,10 @@ def test_small_numbers_are_packed():
     [
         ({"trunk": "siglip"}, "trunk is 'siglip'; expected clip or dinov2"),
         ({"objectives": []}, "one or more"),
+        ({"objectives": ["rdge"]}, "one or more of"),
+        ({"probe_train": 0}, "probe_train is 0; expected at least 40"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"heldout": 500}, "heldout is 500; expected at most 400"),
         ({"seeds": [1, 1]}, "each once"),
     ],
 )
@@ -225,3 +259,66 @@ def test_test_pictures_show_nothing_that_was_seen(seed, monkeypatch):
     assert not torch.equal(other.tasks[SCENES].test_labels, scenes.test_labels)
     with pytest.raises(ValueError, match="probe_test is 5000"):
         Division.draw(root, DemoConfig(probe_test=5000), 0)
+
+
+class TestRun:
+    """The whole job on tiny models and the real emoji."""
+
+    @pytest.fixture
+    def small(self, tiny, monkeypatch):
+        from vst.demo import assets, job
+
+        folders = {name: Path(tiny(name, width).removeprefix("hf:")) for name, width in (("clip", 48), ("dinov2", 32))}
+        found = assets.Assets(emoji=assets.prepare(quiet=True).emoji, **folders)
+        monkeypatch.setattr(job.assets, "prepare", lambda: found)
+        fit = FitConfig(epochs=1, calibration=10, save_every=1)
+        counts = {"pictures": 10, "probe_train": 40, "probe_test": 8, "heldout": 4, "repeats": 1, "batch_size": 1}
+        return DemoConfig(splits=[1, 2], grid=4, fit=fit, **counts)
+
+    @pytest.mark.assets
+    def test_a_stopped_run_goes_on(self, small, tmp_path, monkeypatch):
+        from vst.demo import job
+
+        said = []
+        monkeypatch.setattr(job, "show_results", said.append)
+        run_demo(tmp_path / "whole", small)
+        assert [r["objective"] for r in said] == ["ridge", "ffm"]
+        with monkeypatch.context() as patch:
+            patch.setattr(job._Job, "_scored", self.fail_after(5, job._Job._scored))  # in the fit's first split
+            with pytest.raises(KeyboardInterrupt):
+                run_demo(tmp_path / "stopped", small)
+        assert "ridge" in (tmp_path / "stopped" / "index.html").read_text()
+        found = run_demo(tmp_path / "stopped", small)
+        whole = json.loads((tmp_path / "whole" / "results.json").read_text())["results"]
+        for given, wanted in zip(found["towers"], whole["towers"], strict=True):
+            assert given["tasks"] == wanted["tasks"]
+            assert given["share"] == wanted["share"]
+        before = len(said)
+        run_demo(tmp_path / "stopped", small)  # complete: shown, not run
+        assert len(said) == before + 1
+        with pytest.raises(ValueError, match="trunk"):
+            run_demo(tmp_path / "stopped", replace(small, trunk="dinov2"))
+
+    @pytest.mark.assets
+    def test_overwriting_keeps_nothing_of_the_old_run(self, small, tmp_path, monkeypatch):
+        from vst.demo import job
+
+        folder = tmp_path / "run"
+        run_demo(folder, replace(small, objectives=["ridge"]))
+        monkeypatch.setattr(job._Job, "models_alone", self.fail_after(0, job._Job.models_alone))
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(folder, small, resume=False, overwrite=True)
+        assert {p.name for p in folder.iterdir()} - {"rows"} == {"environment.json", "run.json"}
+        assert not list(folder.glob("rows/*"))
+
+    @staticmethod
+    def fail_after(calls, function):
+        left = [calls]
+
+        def wrapped(*args, **kwargs):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return function(*args, **kwargs)
+
+        return wrapped

@@ -1,5 +1,6 @@
 """What the README shows runs: its Python on tiny models, its command lines through the parser."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,12 +9,18 @@ import pytest
 
 from llava_integration.assemble import assemble
 from llava_integration.commands import COMMANDS
-from vst import cli
+from vst import VSTEncoder, cli
+from vst.demo.config import DemoConfig
+from vst.demo.results import demo_results
+from vst.demo.tables import demo_markdown, score_rows
+from vst.fit_config import FitConfig
 from vst.protocol.findings import findings
 from vst.protocol.report import row_place
 from vst.protocol.tables import score_tables
+from vst.report import markdown
 from vst.runs import read_json
 from vst.timing_report import timings_markdown
+from vst.trunk_report import trunk_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -105,6 +112,50 @@ def test_tables_and_verdicts_of_the_protocol_are_those_of_its_rows(name):
     for line in told.splitlines()[2:-1] if name == "protocol" else ():
         objective, *scores = line.strip("| ").split(" | ")
         assert [objective.split(" (")[0], "dinov2 into clip", *scores] in shown[0].rows
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-dinov2"])
+def test_tables_of_the_demo_are_those_of_its_results(name):
+    results = read_json(ROOT / "docs/results" / name / "results.json")["results"]
+    page = (ROOT / "docs/demo.md").read_text()
+    assert demo_markdown(results) in page
+    assert (markdown(*score_rows(results)) in README) == (name == "demo")
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-dinov2"])
+def test_results_of_the_demo_are_those_of_its_rows(name, tiny):
+    folder = ROOT / "docs/results" / name
+    stored = read_json(folder / "results.json")
+    fields = {**stored["config"], "fit": FitConfig(**stored["config"]["fit"])}
+    config = DemoConfig(**fields)
+    kept = sorted((read_json(path) for path in (folder / "rows").glob("*.json")), key=lambda r: r["ordinal"])
+    shapes = {"clip": tiny("clip", 48, depth=12, grid=8), "dinov2": tiny("dinov2", depth=12, grid=8)}  # blocks, grid
+    tree = VSTEncoder.plan(shapes[config.trunk], {config.branch: shapes[config.branch]}, config.splits)
+    found = demo_results([r["row"] for r in kept], config, tree, config.objectives[-1])
+    again = json.loads(json.dumps(found))
+    again["caption"] = stored["results"]["caption"]
+    assert_same(again, stored["results"])
+
+
+def assert_same(given, wanted):
+    """Numbers to what another machine's arithmetic may change."""
+    if isinstance(wanted, dict):
+        assert list(given) == list(wanted)
+        for key in wanted:
+            assert_same(given[key], wanted[key])
+    elif isinstance(wanted, list):
+        assert len(given) == len(wanted)
+        for pair in zip(given, wanted, strict=True):
+            assert_same(*pair)
+    else:
+        assert given == (pytest.approx(wanted, abs=1e-9) if isinstance(wanted, float) else wanted)
+
+
+def test_the_comparison_of_trunks_is_that_of_its_results():
+    results = read_json(ROOT / "docs/results/trunk/results.json")["results"]
+    page = (ROOT / "docs/demo.md").read_text()
+    assert markdown(*trunk_rows(results)) in page
+    assert results["sentence"] in page.replace("\n", " ")
 
 
 def test_there_are_commands_to_test():

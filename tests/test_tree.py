@@ -414,8 +414,11 @@ def test_a_trunk_that_ran_need_not_run_again(tree_of):
     pixels = torch.randn(2, 3, 56, 56)
     with torch.no_grad():
         taps = tree.taps(pixels)
-        for split in (1, 3, {"clip": 3, "dinov2_registers": 1}):
+        for split in (1, 3, {"clip": 3, "dinov2_2": 1}):
             given, wanted = tree.from_taps(taps, split), tree.branch_tokens(pixels, split)
             assert list(given) == list(wanted)
             assert all(torch.equal(given[name], wanted[name]) for name in wanted)
         assert set(tree.taps(pixels, [1])) < set(taps)
+        apart = tree_of("dinov2", "clip", "dinov2_registers", splits={"clip": [1], "dinov2_2": [2]})
+        given, wanted = apart.from_taps(apart.taps(pixels)), apart.branch_tokens(pixels)
+        assert all(torch.equal(given[name], wanted[name]) for name in wanted)

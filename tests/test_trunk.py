@@ -76,7 +76,7 @@ def test_several_models_and_times(tiny, pictures):
     config = TrunkConfig(pictures=8, heldout=4, repeats=1, splits=[2])
     found = compare_trunks(named(models), pictures * 4, config, show_progress=False)
     assert len(found["rows"]) == 3
-    assert all(len(r["errors"]) == 2 and r["trunk_ratio"] > 1 for r in found["rows"])
+    assert all(len(r["errors"]) == 2 and r["trunk_ratio"] > 0 for r in found["rows"])
     heads, cells = trunk_rows(found)
     assert {len(line) for line in cells} == {len(heads)}
 
@@ -106,8 +106,11 @@ def test_the_command(pair, tmp_path, capsys, monkeypatch):
     assert results["trunk"] is None
     assert list(results["skipped"]) == ["dark/broken.png"]
     assert (tmp_path / "run" / "trunk.png").stat().st_size > 1000
-    with pytest.raises(SystemExit, match="not empty"):
+    with pytest.raises(SystemExit, match="not empty; give overwrite"):
         cli.main(words)
+    with pytest.raises(SystemExit, match="splits"):
+        cli.main([*words[:-6], "--compare.splits", "[99]", "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
 def test_bad_input_is_named(pair, pictures, tmp_path):
@@ -120,6 +123,12 @@ def test_bad_input_is_named(pair, pictures, tmp_path):
         compare_trunks(same, pictures, lora, show_progress=False)
     with pytest.raises(ValueError, match="for some of the pictures only"):
         compare_trunks(pair, pictures, FEW, labels=FOLDERS, heldout_images=pictures)
+    with pytest.raises(ValueError, match="40 pictures and 3 labels"):
+        compare_trunks(pair, pictures, FEW, labels=[0, 1, 0], show_progress=False)
+    with pytest.raises(ValueError, match="heldout_labels were given without"):
+        compare_trunks(pair, pictures, FEW, heldout_labels=[0, 1, 0])
+    with pytest.raises(ValueError, match="1 held-out ones"):
+        compare_trunks(pair, pictures, FEW, heldout_images=pictures[:1], show_progress=False)
     pictures[0].save(tmp_path / "loose.png")
     for i in range(8):
         pictures[0].save(tmp_path / f"{i}.png")
@@ -130,8 +139,21 @@ def test_bad_input_is_named(pair, pictures, tmp_path):
 
 
 def test_names_are_the_sources_last_parts():
-    assert named(["clip-l-336", "hf:org/dinov2", "timm:dinov2"]) == {
-        "clip-l-336": "clip-l-336",
-        "dinov2": "hf:org/dinov2",
-        "dinov2_2": "timm:dinov2",
-    }
+    sources = [
+        "clip-l-336",
+        "hf:org/dinov2",
+        "timm:dinov2",
+        "timm:vit_x.y",
+        "hf:/models/3d/",
+        "open_clip:ViT-B-16/laion",
+    ]
+    found = named(sources)
+    assert list(found.values()) == sources
+    assert list(found) == ["clip_l_336", "dinov2", "dinov2_2", "vit_x_y", "m3d", "laion"]
+
+
+def test_ready_names_become_a_tree():
+    """The documented call, without weights: its names have to be a branch's."""
+    models = named(["clip-l-336", "dinov2-l"])
+    tree = VSTEncoder.plan(models["clip_l_336"], {"dinov2_l": models["dinov2_l"]}, [4, 12, 20], 336)
+    assert [b.name for b in tree.branches] == ["dinov2_l"]

@@ -305,10 +305,8 @@ def trunk(
     from vst.trunk_report import trunk_plot, trunk_rows
 
     where, sources = _device(device), models if isinstance(models, dict) else named(models)
-    run = None
-    if out is not None:
-        facts = {"models": sources, "images": images, "labels": labels, "heldout_images": heldout_images}
-        run = Run(out, {**facts, "compare": compare}, overwrite=overwrite, device=where)
+    if out is not None and not overwrite and Path(out).exists() and any(Path(out).iterdir()):
+        raise FileExistsError(f"{out} is not empty; give overwrite to replace the comparison in it, or another folder.")
     given: dict[str, Any] = {"images": images, "labels": FOLDERS if labels else None}
     if heldout_images is not None:
         given |= {"heldout_images": heldout_images, "heldout_labels": FOLDERS if labels else None}
@@ -324,7 +322,9 @@ def trunk(
     print(results["sentence"])
     if results["skipped"]:
         print(f"skipped {len(results['skipped'])} pictures that could not be read")
-    if run is not None:
+    if out is not None:  # only now, so that a mistake leaves no folder behind
+        facts = {"models": sources, "images": images, "labels": labels, "heldout_images": heldout_images}
+        run = Run(out, {**facts, "compare": compare}, overwrite=overwrite, device=where)
         trunk_plot(results, run.path("trunk.png"))
         print(f"results: {run.finish(results)}\nplot:    {run.path('trunk.png')}")
 

@@ -96,7 +96,8 @@ def recommend(
         unit = "{:.0f} ms"
     else:
         limit, one = _factor(str(budget)), _reference(rows, of)
-        cost = {r["name"]: r["ratio"] / one["ratio"] for r in rows}
+        paired = one.get("trunk_ratio") == 1 and all("trunk_ratio" in r for r in rows)  # pair by pair beats a quotient
+        cost = {r["name"]: r["trunk_ratio"] if paired else r["ratio"] / one["ratio"] for r in rows}
         asked, unit = f"{limit:g}x of {one['name']}", "{:.2f}x"
     splits = sorted((r for r in rows if r["kind"] == "split"), key=lambda r: cost[r["name"]])
     within = [r for r in splits if cost[r["name"]] <= limit]

@@ -288,13 +288,16 @@ class VSTEncoder(OnDisk):
     def taps(self, pixels: Tensor, splits: Sequence[int | Mapping[str, int]] | None = None) -> dict[int, Tensor]:
         """The trunk's tokens ``[B, T, D]`` by depth: what :meth:`from_taps` needs at some splits (default: all)."""
         config = self.config
-        choices = [config.resolve(s) for s in (self.splits if splits is None else splits)]
-        depths = {b.reads(chosen[b.name]) for chosen in choices for b in config.branches}
+        if splits is None:
+            depths = {b.reads(s) for b in config.branches for s in b.splits}
+        else:
+            choices = [config.resolve(s) for s in splits]
+            depths = {b.reads(chosen[b.name]) for chosen in choices for b in config.branches}
         depths |= {config.trunk_stop} if config.keep_trunk else set()
         return self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
 
     def from_taps(self, taps: Mapping[int, Tensor], split: int | Mapping[str, int] | None = None) -> dict[str, Tensor]:
-        """:meth:`branch_tokens` from what :meth:`taps` gave, so that a trunk that ran need not run again."""
+        """:meth:`branch_tokens` from what :meth:`taps` gave, in its dtype, so that a trunk need not run again."""
         config, chosen = self.config, self.config.resolve(split)
         tokens = {config.trunk_name: self.trunk.read(taps[config.trunk_stop])} if config.keep_trunk else {}
         for name, branch in self.branches.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class TrunkConfig:
     """How trunks are compared.
 
     Attributes:
-        splits: trunk depths; default: a sixth, a half and five sixths of each trunk's blocks.
+        splits: trunk depths, of every trunk alike; default: a sixth, a half and five sixths of each trunk's blocks.
         grid: patches a side of every model; default: the smallest grid among the models' own.
         stitch: family; it needs a closed form.
         pictures: at most so many for the closed forms and the probes, drawn by the seed.
@@ -122,6 +123,8 @@ class _Comparison:
         ).to(self.device)
 
     def run(self, images: Any, labels: Any, heldout_images: Any, heldout_labels: Any) -> dict[str, Any]:
+        if heldout_images is None and heldout_labels is not None:
+            raise ValueError("heldout_labels were given without heldout_images; give both, or neither.")
         if heldout_images is not None and (labels is None) != (heldout_labels is None):
             raise ValueError(
                 "Labels were given for some of the pictures only; give labels and heldout_labels, or neither."
@@ -132,6 +135,9 @@ class _Comparison:
         for trunk in self.sources:
             tree = self.tree(trunk)
             data, held, train_rows, test_rows = self._pictures(tree, images, heldout_images)
+            classes: tuple[list[Any], list[Any]] = ([], [])
+            if labels is not None:
+                classes = _labels(data, labels), _labels(held, labels if heldout_images is None else heldout_labels)
             teacher = Teacher(tree).to(self.device)
             self._start(tree, teacher, data, train_rows, trunk)
             reports = evaluate_stitches(
@@ -139,10 +145,7 @@ class _Comparison:
             )
             scores: dict[str, np.ndarray] = {}
             if labels is not None:
-                parts = (
-                    (data, train_rows, labels),
-                    (held, test_rows, labels if heldout_images is None else heldout_labels),
-                )
+                parts = (data, train_rows, classes[0]), (held, test_rows, classes[1])
                 scores = self._probes(tree, parts, trunk, whole=not alone)
             times = self._times(tree)
             whole, one = full_cost(tree.config), model_cost(self.specs[trunk], self.grid, tree.config.trunk_stop)
@@ -183,8 +186,10 @@ class _Comparison:
         else:
             count = min(self.config.heldout, len(order) // 3)
             held, test, order = data, order[:count], order[count:]
-        if len(test) < 2 or len(order) < 2:
+        if heldout_images is None and (len(test) < 2 or len(order) < 2):
             raise ValueError(f"{len(data)} pictures were given; expected at least 6, so that some can be held out.")
+        if len(test) < 2 or len(order) < 2:
+            raise ValueError(f"{len(data)} pictures and {len(held)} held-out ones were given; expected 2 of each.")
         return data, held, order[: self.config.pictures], test
 
     @torch.no_grad()
@@ -221,7 +226,7 @@ class _Comparison:
             out: dict[str, list[Tensor]] = {}
             names: list[Any] = []
             for pixels, kept in self._read(data, rows, f"{trunk} as trunk: {what} pictures of the probe"):
-                names += [_label(data, labels, row) for row in kept]
+                names += [labels[row] for row in kept]
                 taps = tree.taps(pixels[TRUNK_PIXELS])
                 for split in tree.splits:
                     fused = tree.fuse(list(tree.from_taps(taps, split).values()))
@@ -270,22 +275,26 @@ class _Comparison:
         }
 
 
-def _label(data: ImageSet, labels: Any, row: int) -> Any:
+def _labels(data: ImageSet, labels: Any) -> list[Any]:
+    """One a picture, in order."""
+    if not isinstance(labels, str):
+        if len(labels) != len(data):
+            raise ValueError(f"{len(data)} pictures and {len(labels)} labels were given; expected one a picture.")
+        return [value.item() if hasattr(value, "item") else value for value in labels]
     if labels != FOLDERS:
-        return labels[row]
-    parts = Path(data.name(row)).parts
-    if len(parts) < 2:
-        raise ValueError(
-            f"The picture {data.name(row)} lies in no class folder; expected CLASS/PICTURE below the folder."
-        )
-    return parts[0]
+        raise ValueError(f"labels is {labels!r}; expected {FOLDERS!r}, or one label a picture.")
+    names = [data.name(row) for row in range(len(data))]
+    if loose := [name for name in names if len(Path(name).parts) < 2]:
+        raise ValueError(f"The picture {loose[0]} lies in no class folder; expected CLASS/PICTURE below the folder.")
+    return [Path(name).parts[0] for name in names]
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:
-    """Sources by the last part of their own names, numbered where it is there twice."""
+    """Sources by the last part of their own names as an identifier, numbered where it is there twice."""
     out: dict[str, str] = {}
     for source in sources:
-        base = source.rstrip("/").replace(":", "/").rsplit("/", 1)[-1] or source
+        base = re.sub(r"\W", "_", re.split(r"[/:]", source.rstrip("/"))[-1], flags=re.ASCII) or "model"
+        base = f"m{base}" if base[0].isdigit() else base
         name, count = base, 2
         while name in out:
             name, count = f"{base}_{count}", count + 1

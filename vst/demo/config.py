@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vst.fit_config import FitConfig
+from vst.matching import OBJECTIVES
 
 MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
 """The demo's two encoders, as they are called in tables and pictures."""
@@ -45,8 +46,14 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if self.trunk not in MODELS:
             raise ValueError(f"trunk is {self.trunk!r}; expected {' or '.join(MODELS)}.")
-        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
-            raise ValueError(f"objectives are {self.objectives}; expected one or more, each once.")
+        known = set(self.objectives) <= set(OBJECTIVES)
+        if not known or not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives are {self.objectives}; expected one or more of {OBJECTIVES}, each once.")
+        for name, least in (("pictures", 10), ("probe_train", 40), ("probe_test", 8), ("heldout", 2), ("repeats", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}.")
+        if self.heldout > 2 * self.probe_test:
+            raise ValueError(f"heldout is {self.heldout}; expected at most {2 * self.probe_test}, twice probe_test.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; expected one or more, each once.")
 

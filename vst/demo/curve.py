@@ -84,10 +84,17 @@ def _shares(axes: Any, results: Row, task: str) -> None:
         axes.plot([paid], [kept], "*", ms=13, color="#b3541e", label=label, zorder=1)
         axes.annotate(name, (paid, kept), textcoords="offset points", xytext=(-6, 9), color="#b3541e", fontsize=8)
         label = None
-    axes.plot([0, 100], [0, 100], "D", color="#333333", ms=6)
-    axes.plot([0, 100], [0, 100], ":", color="#999999", lw=1, label="share in proportion to cost")
-    axes.annotate(results["better"][task], (0, 0), textcoords="offset points", xytext=(8, -11), fontsize=8)
-    axes.annotate("both in full", (100, 100), textcoords="offset points", xytext=(-6, 8), fontsize=8, ha="right")
+    trunk, better = f"{results['trunk']} alone", results["better"][task]
+    for r in results["towers"]:
+        if r["name"] in (trunk, better, ALL):
+            place, right = (100 * r["extra_flops"], 100 * r["share"][task]["share"]), r["extra_flops"] > 0.5
+            axes.plot(*place, "D", color="#333333", ms=6)
+            axes.annotate(
+                "both in full" if r["name"] == ALL else r["name"], place, textcoords="offset points",
+                xytext=(-6, 8) if right else (8, -11), fontsize=8, ha="right" if right else "left",
+            )  # fmt: skip
+    if better == trunk:
+        axes.plot([0, 100], [0, 100], ":", color="#999999", lw=1, label="share in proportion to cost")
     axes.set_ylabel("share of the two-model gain, %")
 
 

@@ -5,6 +5,7 @@ First results come after a few minutes: the closed-form stitches, scored and tim
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,11 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
         ValueError: the folder holds a run of another config and ``overwrite`` is False.
     """
     run = Run(folder, config, resume=resume and Path(folder).exists(), overwrite=overwrite)
+    if overwrite:  # at once: a new run that is stopped must not go on with parts of the old one
+        for part in ("fits", "tree"):
+            shutil.rmtree(run.path(part), ignore_errors=True)
+        for part in ("curve.png", "index.html"):
+            run.path(part).unlink(missing_ok=True)
     if run.path("results.json").exists() and not overwrite:
         results = read_json(run.path("results.json"))["results"]
         print(f"{folder} is complete; showing what is there (--overwrite starts again).")
@@ -57,8 +63,9 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
     for seed in config.seeds:
         job.models_alone(seed)
         for objective in config.objectives:
-            job.fitted(seed, objective, overwrite)
-            if (seed, objective) == (first, config.objectives[0]) and objective != shown:
+            job.fitted(seed, objective)
+            early = (seed, objective) == (first, config.objectives[0]) and objective != shown
+            if early and not run.has(f"seed{seed}-{shown}"):
                 job.latency()
                 show_results(job.present(objective, seeds=[first]))
                 print(f"First results, by {objective} alone: {run.path('index.html')}. The fit of {shown} follows.")
@@ -154,22 +161,21 @@ class _Job:
             towers[tower] = self._scored(tasks, parts)
         self.run.add({"seed": seed, "objective": None, "towers": towers, "majority": _majority(tasks)}, key)
 
-    def fitted(self, seed: int, objective: str, overwrite: bool) -> None:
+    def fitted(self, seed: int, objective: str) -> None:
         """Fit all splits to one objective, then probe the tree at each."""
         key = f"seed{seed}-{objective}"
         if self.run.has(key):
             return
         config, division, tree = self.config, self.division(seed), self.tree(seed)
         folder = self.run.path("fits") / key
-        match = "channel" if objective != "ffm" else config.fit.match
+        match = "channel" if objective != "ffm" and config.fit.match == "norm" else config.fit.match
         result = fit_stitches(
             tree,
             division.fit,
             replace(config.fit, objective=objective, match=match, seed=seed),
             heldout_images=division.heldout,
             folder=folder,
-            resume=folder.exists() and not overwrite,
-            overwrite=overwrite and folder.exists(),
+            resume=folder.exists(),
         )
         encoded = self.encoded(seed)
         tree.to(self.device)

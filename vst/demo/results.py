@@ -49,8 +49,8 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
         config: of the demo. tree: of the tree.
         shown: the objective whose towers carry the bare names (``VST-2``); others are named after theirs.
     """
-    scored = [r for r in rows if "towers" in r]
-    seeds = sorted({r["seed"] for r in scored})
+    seeds = [s for s in config.seeds if any(r.get("seed") == s for r in rows)]
+    scored = [r for s in seeds for r in rows if r.get("seed") == s]
     timing = next(r for r in rows if "rows" in r)
     objectives = [o for o in config.objectives if any(r["objective"] == o for r in scored)]
     fits = [r for r in scored if r["objective"] is not None]
@@ -72,7 +72,7 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
             tower |= {"accuracy": statistics.mean(means), "accuracy_spread": _spread(means)}
             tower["share"] = {t: _share(own, by_tower[better[t]], by_tower[ALL], t) for t in KINDS}
             tower["detail"] = _detail([unpack(x[SCENES]["counts"]) for x in own])
-            tower |= _extra(cost, costs[trunk], costs[ALL])
+            tower |= _over_trunk(cost, costs[trunk])
             if objective is not None:
                 tower["extra_blocks"] = block_figure(tree, cost["split"])
                 reports = [x for f in fits if f["objective"] == objective for x in f["reports"]]
@@ -123,13 +123,9 @@ def _detail(counts: Sequence[np.ndarray]) -> dict[str, float]:
     }
 
 
-def _extra(cost: Row, one: Row, full: Row) -> dict[str, float]:
-    """Cost beyond the trunk alone, over what the second model adds in full: 0 the trunk alone, 1 both in full."""
-    added = full["trunk_ratio"] - 1
+def _over_trunk(cost: Row, one: Row) -> dict[str, float]:
+    """FLOPs over the trunk alone, and beyond it over what the second model adds in full (0 the trunk, 1 both)."""
     return {
         "trunk_flops_ratio": cost["flops_ratio"] / one["flops_ratio"],
         "extra_flops": (cost["flops_ratio"] - one["flops_ratio"]) / (1 - one["flops_ratio"]),
-        "extra_time": (cost["trunk_ratio"] - 1) / added,
-        "extra_time_low": (cost["trunk_ratio_sure_low"] - 1) / added,
-        "extra_time_high": (cost["trunk_ratio_sure_high"] - 1) / added,
     }

@@ -27,8 +27,8 @@ def score_rows(results: Results) -> tuple[list[str], list[list[str]]]:
         cells = [r["name"]]
         for task in TITLES:
             cells += [spread(list(r["tasks"][task].values()), 1, 100), _kept(results, r, task)]
-        extra = (r["extra_blocks"], r["extra_flops"]) if "extra_blocks" in r else ()
-        rows.append([*cells, *(f"{100 * value:.0f} %" for value in extra), *[""] * (2 - len(extra))])
+        blocks = f"{100 * r['extra_blocks']:.0f} %" if "extra_blocks" in r else ""
+        rows.append([*cells, blocks, f"{100 * r['extra_flops']:.0f} %"])
     return heads, rows
 
 
