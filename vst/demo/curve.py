@@ -79,11 +79,6 @@ def _shares(axes: Any, results: Row, task: str) -> None:
         y = [100 * s["share"] for s in shares]
         down, up = ([100 * abs(s["share"] - s[end]) for s in shares] for end in ("low", "high"))
         _line(axes, rows, y, (down, up), i, objective)
-    label: str | None = "the paper's points (two ViT-L, LLaVA-1.5; blocks)"
-    for name, (paid, kept) in PAPER.items():
-        axes.plot([paid], [kept], "*", ms=13, color="#b3541e", label=label, zorder=1)
-        axes.annotate(name, (paid, kept), textcoords="offset points", xytext=(-6, 9), color="#b3541e", fontsize=8)
-        label = None
     trunk, better = f"{results['trunk']} alone", results["better"][task]
     for r in results["towers"]:
         if r["name"] in (trunk, better, ALL):
@@ -93,7 +88,12 @@ def _shares(axes: Any, results: Row, task: str) -> None:
                 "both in full" if r["name"] == ALL else r["name"], place, textcoords="offset points",
                 xytext=(-6, 8) if right else (8, -11), fontsize=8, ha="right" if right else "left",
             )  # fmt: skip
-    if better == trunk:
+    if better == trunk:  # the paper's one model is the trunk, too
+        label: str | None = "the paper's points (two ViT-L, LLaVA-1.5; blocks)"
+        for name, (paid, kept) in PAPER.items():
+            axes.plot([paid], [kept], "*", ms=13, color="#b3541e", label=label, zorder=1)
+            axes.annotate(name, (paid, kept), textcoords="offset points", xytext=(-6, 9), color="#b3541e", fontsize=8)
+            label = None
         axes.plot([0, 100], [0, 100], ":", color="#999999", lw=1, label="share in proportion to cost")
     axes.set_ylabel("share of the two-model gain, %")
 
