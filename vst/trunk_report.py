@@ -133,7 +133,7 @@ def trunk_plot(results: Row, path: str | Path) -> None:
         if scored:
             panels[0][1].plot(x, [100 * r["score"] for r in own], "o-", color=colours(i), label=label)
     panels[0][0].axhline(1, color="#bbbbbb", lw=1)
-    panels[0][0].set_ylabel("final error of the branch (dotted: by channel; 1 = its mean)")
+    panels[0][0].set_ylabel("final error (dotted: by channel; 1 = the mean)")
     if scored:
         for i, (name, m) in enumerate(results["alone"].items()):
             alone = name if name == ALL else f"{name} alone"
