@@ -15,7 +15,7 @@ from vst.demo.division import SCENES, SUBCATEGORIES, TEST_STYLE, Division, TaskD
 from vst.demo.job import run_demo
 from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack, unpack
-from vst.demo.tables import cost_rows, detail_rows, error_rows, notes, score_rows, show_results
+from vst.demo.tables import cost_rows, detail_rows, error_rows, notes, score_rows, scores_line, show_results
 from vst.fit_config import FitConfig
 from vst.latency import ALL
 from vst.recommend import measured_rows, recommend
@@ -187,6 +187,14 @@ def test_what_is_recommended_is_the_tree_that_was_kept(results, tmp_path):
     assert recommend(scenes, budget="1.15x", of="clip alone").row["split"] == 6
     with pytest.raises(ValueError, match="task is 'x'; the run has scenes, subcategories"):
         measured_rows(tmp_path, "x")
+
+
+def test_scores_are_told_as_soon_as_they_are_known():
+    line = scores_line("seed 3", {"clip alone": tower(0.6), "VST-2": tower(0.78)})
+    assert line.splitlines() == [
+        f"seed 3: scenes, mIoU %: clip alone {100 * iou(0.6):.1f}, VST-2 {100 * iou(0.78):.1f}",
+        "seed 3: subcategories, accuracy %: clip alone 50.0, VST-2 50.0",
+    ]
 
 
 def test_small_numbers_are_packed():

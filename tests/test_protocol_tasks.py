@@ -240,5 +240,5 @@ def test_heads_and_scores_written_out():
     counts = ClassCounts(4)
     for g, w in zip(given, labels, strict=True):
         counts.update(g, w)
-    assert counts.accuracy() == pytest.approx(5 / 7)
-    assert counts.mean_iou() == pytest.approx(np.mean([2 / 4, 2 / 3, 1 / 2]))  # class 3 occurs nowhere
+    assert counts.score("classification") == pytest.approx(5 / 7)
+    assert counts.score("segmentation") == pytest.approx(np.mean([2 / 4, 2 / 3, 1 / 2]))  # class 3 occurs nowhere

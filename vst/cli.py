@@ -15,15 +15,15 @@ import torch
 
 from vst.config import VSTConfig
 from vst.demo.config import DemoConfig
-from vst.demo.division import demo_pictures
 from vst.demo.job import run_demo
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
+from vst.precision import usable_device
 from vst.processes import leave_group
 from vst.protocol.command import protocol
 from vst.timing_report import LLAVA_PICTURES
 from vst.tree import VSTEncoder
-from vst.trunk import TrunkConfig
+from vst.trunk_command import trunk
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def latency(
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
     config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, execution)
-    where, model = _device(device), _tree(path, tree)
+    where, model = usable_device(device), _tree(path, tree)
     rows = benchmark(model, config, where, out, resume=resume, overwrite=overwrite)
     for kind, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows):
         latency_table([r for r in rows if (r["dtype"], r["batch_size"]) == (kind, batch)])
@@ -216,7 +216,7 @@ def throughput(
     from vst.throughput import measure_fit
     from vst.timing_report import scaling_table, throughput_table
 
-    where, processes = _device(device), int(os.environ.get("WORLD_SIZE", "1"))
+    where, processes = usable_device(device), int(os.environ.get("WORLD_SIZE", "1"))
     main = os.environ.get("RANK", "0") == "0"
     if processes > 1:
         check_division(batch_size, processes)
@@ -271,64 +271,6 @@ def demo(
     run_demo(out or default, config, resume=not overwrite, overwrite=overwrite)
 
 
-def trunk(
-    models: list[str] | dict[str, str] = ["demo:clip", "demo:dinov2"],  # noqa: B006 (read only)
-    images: str = "demo:emoji",
-    labels: bool = False,
-    heldout_images: str | None = None,
-    compare: TrunkConfig = TrunkConfig(),  # noqa: B008 (frozen)
-    device: str = "auto",
-    out: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Which of two or more models should be the trunk? Every direction by closed form, on your pictures, with its cost.
-
-    Examples:
-        vst trunk --models '[clip-l-336,dinov2-l]' --images pictures/
-        vst trunk --models '[clip-l-336,dinov2-l]' --images pictures/ --labels true --out runs/trunk
-        vst trunk --labels true                    # the demo's two models on emoji, offline
-
-    Args:
-        models: sources, or a mapping from names to sources; demo:clip and demo:dinov2 are the demo's.
-        images: folder of pictures, searched recursively; or demo:emoji.
-        labels: pictures lie in one folder a class: probe each tree's tokens for it, on held-out pictures.
-        heldout_images: folder of pictures for errors and scores (with the same classes); default: some of images.
-        compare: how.
-        device: auto, cpu or cuda.
-        out: run folder for results.json and trunk.png; default: only print.
-        overwrite: replace the run in out.
-    """
-    from vst.demo.assets import exact_source
-    from vst.report import table
-    from vst.runs import Run
-    from vst.trunk import FOLDERS, compare_trunks, named
-    from vst.trunk_report import trunk_plot, trunk_rows
-
-    where, sources = _device(device), models if isinstance(models, dict) else named(models)
-    if out is not None and not overwrite and Path(out).exists() and any(Path(out).iterdir()):
-        raise FileExistsError(f"{out} is not empty; give overwrite to replace the comparison in it, or another folder.")
-    given: dict[str, Any] = {"images": images, "labels": FOLDERS if labels else None}
-    if heldout_images is not None:
-        given |= {"heldout_images": heldout_images, "heldout_labels": FOLDERS if labels else None}
-    if images == "demo:emoji":
-        if heldout_images is not None:
-            raise ValueError("demo:emoji has held-out pictures of its own; leave heldout_images out.")
-        given = demo_pictures(labels)
-    exact = {name: exact_source(source) for name, source in sources.items()}
-    results = compare_trunks(exact, config=compare, device=where, **given)
-    table(
-        "Which trunk?", *trunk_rows(results), f"grid {results['grid']} x {results['grid']}; closed-form stitches alone"
-    )
-    print(results["sentence"])
-    if results["skipped"]:
-        print(f"skipped {len(results['skipped'])} pictures that could not be read")
-    if out is not None:  # only now, so that a mistake leaves no folder behind
-        facts = {"models": sources, "images": images, "labels": labels, "heldout_images": heldout_images}
-        run = Run(out, {**facts, "compare": compare}, overwrite=overwrite, device=where)
-        trunk_plot(results, run.path("trunk.png"))
-        print(f"results: {run.finish(results)}\nplot:    {run.path('trunk.png')}")
-
-
 def recommend(
     results: str,
     budget: str | None = None,
@@ -363,14 +305,6 @@ def _dtype(name: str) -> torch.dtype:
     if name not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"dtype is {name!r}; expected float32, float16 or bfloat16.")
     return getattr(torch, name)
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device is {name!r}; expected auto, cpu, or cuda where a CUDA device is present.")
-    return name
 
 
 COMMANDS = (fit, inspect, latency, throughput, trunk, recommend, protocol, demo)

@@ -38,3 +38,16 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
 
 def _capabilities() -> dict[str, object]:
     return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
+
+
+def usable_device(name: str) -> str:
+    """``cpu`` or ``cuda`` from ``auto`` or either.
+
+    Raises:
+        ValueError: another name, or cuda where there is no CUDA device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device is {name!r}; expected auto, cpu, or cuda where a CUDA device is present.")
+    return name

@@ -126,8 +126,7 @@ def dense_probe(
         tokens: ``[pictures, N, D]``, N a square number.
         masks: ``[pictures, side, side]`` class numbers (``IGNORED`` where none counts).
         classes: how many.
-        penalty: of the weights. The default was chosen on one division of the demo's scenes (0.01, 0.03 and 0.1 were
-            tried), for both models in full and CLIP alone alike.
+        penalty: of the weights; how the default was chosen: docs/demo.md.
         iterations: of L-BFGS at the most; the default stops a little before the minimum, alike for all.
 
     Raises:
@@ -167,7 +166,7 @@ def picture_counts(given: Tensor, wanted: Tensor, classes: int) -> np.ndarray:
     for i, (own, right) in enumerate(zip(given, wanted, strict=True)):
         counts = ClassCounts(classes)
         counts.update(own, right)
-        out[i] = [counts.hits.numpy(), counts.wanted.numpy(), counts.given.numpy()]
+        out[i] = counts.array()
     return out
 
 
@@ -198,15 +197,10 @@ class ClassCounts:
         for counts, values in ((self.hits, wanted[given == wanted]), (self.wanted, wanted), (self.given, given)):
             counts += torch.bincount(values, minlength=len(counts))
 
-    def accuracy(self) -> float:
-        """Share of right ones."""
-        return float(self.hits.sum() / self.wanted.sum().clamp_min(1))
-
-    def mean_iou(self) -> float:
-        """Intersection over union, averaged over the classes that occur in labels or predictions."""
-        union = self.given + self.wanted - self.hits
-        return float((self.hits[union > 0] / union[union > 0]).mean())
-
     def score(self, kind: str) -> float:
         """The task's score in 0..1: accuracy of classification, mean IoU of segmentation."""
-        return self.accuracy() if kind == "classification" else self.mean_iou()
+        return float(score_of_counts(self.array(), kind))
+
+    def array(self) -> np.ndarray:
+        """Hits, labels and predictions ``[3, classes]``."""
+        return torch.stack([self.hits, self.wanted, self.given]).numpy()

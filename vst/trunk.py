@@ -237,8 +237,8 @@ class _Comparison:
                     )
                     out.setdefault(ALL, []).append(full.fused(list(own.values())).mean(1).cpu())
                     for name, tokens in own.items():
-                        single = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
-                        out.setdefault(self._own(tree, name), []).append(single.mean(1).cpu())
+                        given = trunk if name == tree.config.trunk_name else name
+                        out.setdefault(given, []).append(tree.fuse([tokens]).mean(1).cpu())
             pooled.append(out)
             classes.append(names)
         train, test = ({name: torch.cat(x).float().numpy() for name, x in out.items()} for out in pooled)
@@ -246,11 +246,6 @@ class _Comparison:
             name: linear_probe(train[name], classes[0], test[name], classes[1]).given == np.asarray(classes[1])
             for name in train
         }
-
-    def _own(self, tree: VSTEncoder, name: str) -> str:
-        """The name that was given to one of the tree's models."""
-        trunk = next(n for n in self.sources if n not in tree.branches)
-        return trunk if name == tree.config.trunk_name else name
 
     def _times(self, tree: VSTEncoder) -> dict[str, dict[str, float]]:
         if not self.config.repeats:

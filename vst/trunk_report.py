@@ -93,24 +93,27 @@ def _cost(rows: Sequence[Row]) -> str:
 
 
 def trunk_rows(results: Row) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the table of a comparison."""
-    timed, scored = "ratio" in results["rows"][0], results["rows"][0]["score"] is not None
-    heads = ["trunk", "split", "final error", "by channel", *(["tree's score %"] if scored else []), "extra blocks"]
-    heads += ["FLOPs / trunk alone", "/ all in full", *(["time / trunk alone", "/ all in full"] if timed else [])]
-    rows = []
+    """Headings and cells of the table of a comparison; with labels, models alone follow the trees."""
+    lines = []
     for r in results["rows"]:
-        cells = [r["trunk"], str(r["split"])]
-        cells += [", ".join(f"{v:.3f}" for v in r[k].values()) for k in ("errors", "channel_errors")]
-        cells += [f"{100 * r['score']:.1f}"] if scored else []
-        cells += [f"{100 * r['extra_blocks']:.0f} %", f"{r['trunk_flops_ratio']:.2f}", f"{r['flops_ratio']:.2f}"]
-        for key in ("trunk_ratio", "ratio") if timed else ():
-            cells.append(f"{r[key]:.2f} ({r[f'{key}_sure_low']:.2f} .. {r[f'{key}_sure_high']:.2f})")
-        rows.append(cells)
-    for name, m in results["alone"].items() if scored else ():
-        blank = [""] * (len(heads) - 7)
-        rows.append([name if name == ALL else f"{name} alone", "", "", "", f"{100 * m['score']:.1f}", "", "",
-                     f"{m['flops_ratio']:.2f}", *blank[: len(heads) - 8]])  # fmt: skip
-    return heads, rows
+        line = {"trunk": r["trunk"], "split": str(r["split"])}
+        for head, key in (("final error", "errors"), ("by channel", "channel_errors")):
+            line[head] = ", ".join(f"{v:.3f}" for v in r[key].values())
+        if r["score"] is not None:
+            line["score %"] = f"{100 * r['score']:.1f}"
+        line["extra blocks"] = f"{100 * r['extra_blocks']:.0f} %"
+        for over, key in (("trunk alone", "trunk_ratio"), ("all in full", "ratio")):
+            line[f"FLOPs / {over}"] = f"{r[key.replace('ratio', 'flops_ratio')]:.2f}"
+            if key in r:
+                line[f"time / {over}"] = f"{r[key]:.2f} ({r[f'{key}_sure_low']:.2f} .. {r[f'{key}_sure_high']:.2f})"
+        lines.append(line)
+    for name, m in results["alone"].items():
+        if m["score"] is not None:
+            alone = name if name == ALL else f"{name} alone"
+            cost = f"{m['flops_ratio']:.2f}"
+            lines.append({"trunk": alone, "score %": f"{100 * m['score']:.1f}", "FLOPs / all in full": cost})
+    heads = list(lines[0])
+    return heads, [[line.get(head, "") for head in heads] for line in lines]
 
 
 def trunk_plot(results: Row, path: str | Path) -> None:

@@ -32,7 +32,7 @@ from llava_integration.training import ModelConfig, train
 from vst.checkpoints import describe
 from vst.demo import assets as encoders
 from vst.demo import emoji
-from vst.demo.config import MODELS
+from vst.demo.config import MODELS, partner
 from vst.fit_config import FitConfig
 from vst.fitting import fit_stitches
 from vst.precision import has_bf16, uses_bf16
@@ -91,13 +91,12 @@ class LlavaDemoConfig:
     split: int | None = None
 
     def __post_init__(self) -> None:
-        if self.trunk not in MODELS:
-            raise ValueError(f"trunk is {self.trunk!r}; expected {' or '.join(MODELS)}.")
+        partner(self.trunk)
 
     @property
     def branch(self) -> str:
         """The model that is not the trunk."""
-        return next(name for name in MODELS if name != self.trunk)
+        return partner(self.trunk)
 
 
 def run_demo(
@@ -154,11 +153,10 @@ class _Job:
         folder = self.run.path("fit")
         if (folder / "tree" / "config.json").is_file():
             return
-        sources = {"clip": f"hf:{self.encoders.clip}", "dinov2": f"hf:{self.encoders.dinov2}"}
-        trunk, branch = sources[self.config.trunk], self.config.branch
+        trunk, branch = self.encoders.source(self.config.trunk), self.config.branch
         tree = VSTEncoder.from_vfms(
             trunk=trunk,
-            branches={branch: sources[branch]},
+            branches={branch: self.encoders.source(branch)},
             splits=self.config.splits,
             image_size=self.config.grid * describe(trunk).patch,
         )

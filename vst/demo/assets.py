@@ -103,6 +103,10 @@ class Assets:
     clip: Path
     emoji: Path
 
+    def source(self, model: str) -> str:
+        """Source of an encoder, ``clip`` or ``dinov2``."""
+        return f"hf:{getattr(self, model)}"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -175,7 +179,7 @@ def exact_source(source: str) -> str:
     name = source.removeprefix(DEMO)
     if name not in ("clip", "dinov2"):
         raise ValueError(f"{source!r} is no demo model; known are demo:clip and demo:dinov2.")
-    return f"hf:{getattr(prepare(), name)}"
+    return prepare().source(name)
 
 
 def prepare_emoji(quiet: bool = False) -> Path:

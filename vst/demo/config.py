@@ -11,6 +11,17 @@ MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
 """The demo's two encoders, as they are called in tables and pictures."""
 
 
+def partner(trunk: str) -> str:
+    """The branch beside a trunk.
+
+    Raises:
+        ValueError: the trunk is none of the demo's encoders.
+    """
+    if trunk not in MODELS:
+        raise ValueError(f"trunk is {trunk!r}; expected {' or '.join(MODELS)}.")
+    return next(name for name in MODELS if name != trunk)
+
+
 @dataclass(frozen=True)
 class DemoConfig:
     """What the demo runs.
@@ -44,11 +55,11 @@ class DemoConfig:
     repeats: int = 15
 
     def __post_init__(self) -> None:
-        if self.trunk not in MODELS:
-            raise ValueError(f"trunk is {self.trunk!r}; expected {' or '.join(MODELS)}.")
+        partner(self.trunk)
         known = set(self.objectives) <= set(OBJECTIVES)
         if not known or not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives are {self.objectives}; expected one or more of {OBJECTIVES}, each once.")
+        # A probe needs several classes to learn from, of 20.
         for name, least in (("pictures", 10), ("probe_train", 40), ("probe_test", 8), ("heldout", 2), ("repeats", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}.")
@@ -60,4 +71,4 @@ class DemoConfig:
     @property
     def branch(self) -> str:
         """The model that is not the trunk."""
-        return next(name for name in MODELS if name != self.trunk)
+        return partner(self.trunk)

@@ -24,7 +24,7 @@ from vst.demo.curve import share_plot
 from vst.demo.division import SCENES, Division, TaskData
 from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack
-from vst.demo.tables import show_results
+from vst.demo.tables import scores_line, show_results
 from vst.fitting import fit_stitches
 from vst.fusion import Fusion
 from vst.images import ImageTransform
@@ -86,16 +86,15 @@ class _Job:
     def __init__(self, run: Run, config: DemoConfig, found: assets.Assets) -> None:
         self.run, self.config, self.assets = run, config, found
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.sources = {"dinov2": f"hf:{found.dinov2}", "clip": f"hf:{found.clip}"}
         self._division: dict[int, Division] = {}
         self._encoded: dict[int, dict[tuple[str, str], dict[str, Any]]] = {}
 
     def tree(self, seed: int) -> VSTEncoder:
         """The tree with new stitches."""
-        trunk, branch = self.sources[self.config.trunk], self.config.branch
+        trunk, branch = self.assets.source(self.config.trunk), self.config.branch
         return VSTEncoder.from_vfms(
             trunk=trunk,
-            branches={branch: self.sources[branch]},
+            branches={branch: self.assets.source(branch)},
             splits=self.config.splits,
             image_size=self.config.grid * describe(trunk).patch,
             stitch=self.config.stitch,
@@ -160,6 +159,7 @@ class _Job:
             parts = {at: [e["own"][n] for n in names[tower]] for at, e in encoded.items()}
             towers[tower] = self._scored(tasks, parts)
         self.run.add({"seed": seed, "objective": None, "towers": towers, "majority": _majority(tasks)}, key)
+        print(scores_line(f"seed {seed}", towers))
 
     def fitted(self, seed: int, objective: str) -> None:
         """Fit all splits to one objective, then probe the tree at each."""
@@ -188,6 +188,7 @@ class _Job:
         reports = [report.to_dict() for report in result.reports]
         row = {"seed": seed, "objective": objective, "towers": towers, "reports": reports, "seconds": result.seconds}
         self.run.add({**row, "history": result.history}, key)
+        print(scores_line(f"seed {seed}, {objective}", towers))
 
     @torch.no_grad()
     def _stitched(self, tree: VSTEncoder, taps: Mapping[int, Tensor], split: int) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vst.demo.division import SCENES
 from vst.demo.results import TITLES
 from vst.latency import ALL
 from vst.report import markdown, spread, table
@@ -28,7 +29,8 @@ def score_rows(results: Results) -> tuple[list[str], list[list[str]]]:
         for task in TITLES:
             cells += [spread(list(r["tasks"][task].values()), 1, 100), _kept(results, r, task)]
         blocks = f"{100 * r['extra_blocks']:.0f} %" if "extra_blocks" in r else ""
-        rows.append([*cells, blocks, f"{100 * r['extra_flops']:.0f} %"])
+        extra = f"{100 * r['extra_flops']:.0f} %" if r["extra_flops"] >= 0 else ""  # a cheaper model is no extra
+        rows.append([*cells, blocks, extra])
     return heads, rows
 
 
@@ -73,7 +75,7 @@ def detail_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             r["name"],
-            spread(list(r["tasks"]["scenes"].values()), 1, 100),
+            spread(list(r["tasks"][SCENES].values()), 1, 100),
             f"{100 * r['detail']['foreground_mean_iou']:.1f}",
             f"{100 * r['detail']['pixel_accuracy']:.1f}",
         ]
@@ -114,6 +116,14 @@ def notes(results: Results) -> str:
         "share of it, with the 95 % interval of a bootstrap over test pictures. Extra: beyond "
         f"{results['trunk']} alone, in % of what {results['branch']} in full adds, stitches included in FLOPs. Times: "
         "medians of pairs in interleaved rounds, 95 % intervals."
+    )
+
+
+def scores_line(title: str, towers: Results) -> str:
+    """What towers score, as soon as it is known: a line a task."""
+    return "\n".join(
+        f"{title}: {name} %: " + ", ".join(f"{tower} {100 * r[task]['score']:.1f}" for tower, r in towers.items())
+        for task, name in TITLES.items()
     )
 
 
