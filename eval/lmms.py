@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from llava_integration.lmms.commands import evaluate
-from llava_integration.sweep import sweep
-from vst.cli import command
+from llava_integration.evaluate.lmms.commands import evaluate
+from llava_integration.evaluate.sweep import sweep
+from vst.parsing import command
 
 
 def has_rows(words: list[str]) -> bool:

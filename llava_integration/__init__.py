@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from llava_integration.hosts import install, uninstall
-from llava_integration.versions import auto_classes_served, check_auto_classes
+from llava_integration.hosts.versions import auto_classes_served, check_auto_classes
 
 if auto_classes_served():
-    import llava_integration.auto  # noqa: F401 (registers)
-    from llava_integration.hf import VSTVisionConfig, VSTVisionModel
-    from llava_integration.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
-    from llava_integration.processing import VSTImageProcessor, image_tokens, make_processor
+    import llava_integration.models.auto  # noqa: F401 (registers)
+    from llava_integration.models.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
+    from llava_integration.models.processing import VSTImageProcessor, image_tokens, make_processor
+    from llava_integration.models.vision import VSTVisionConfig, VSTVisionModel
 
 __all__ = [
     "VSTImageProcessor",

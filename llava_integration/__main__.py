@@ -15,19 +15,19 @@ def main(words: list[str]) -> None:
 
         return run_module(first, words[1:])
     if first == "doctor":  # has to work where the other commands cannot be imported
-        from llava_integration.doctor import main as doctor
+        from llava_integration.hosts.doctor import main as doctor
 
         return doctor(words[1:])
-    from llava_integration.versions import check_auto_classes
+    from llava_integration.hosts.versions import check_auto_classes
 
     try:
         check_auto_classes()
     except ImportError as error:
         sys.exit(f"ImportError: {error}")
     from llava_integration.commands import COMMANDS
-    from vst.cli import main as run
+    from vst.parsing import run
 
-    return run(words, functions=COMMANDS, prog="python -m llava_integration", description=str(__doc__))
+    return run(COMMANDS, words, prog="python -m llava_integration", description=str(__doc__))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from llava_integration.answers import Question, ask
+from llava_integration.answer.ask import Question, ask
 from llava_integration.demo.job import LlavaDemoConfig, run_demo
-from llava_integration.doctor import doctor
-from llava_integration.lmms.commands import evaluate, tasks
-from llava_integration.sweep import sweep
-from llava_integration.training import train
+from llava_integration.evaluate.lmms.commands import evaluate, tasks
+from llava_integration.evaluate.sweep import sweep
+from llava_integration.hosts.doctor import doctor
+from llava_integration.train.training import train
 
 
 def demo(
@@ -40,7 +40,7 @@ def answer(model: str, image: str, question: str, split: int | None = None, max_
     """
     from pathlib import Path
 
-    from llava_integration.assemble import load
+    from llava_integration.models.assemble import load
 
     whole, processor = load(model)
     if split is not None:

@@ -13,10 +13,10 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from llava_integration.assemble import assemble
 from llava_integration.demo import scenes
-from llava_integration.lmms import write
-from llava_integration.lmms.model import VSTLlava
+from llava_integration.evaluate.lmms import write
+from llava_integration.evaluate.lmms.model import VSTLlava
+from llava_integration.models.assemble import assemble
 from vst.demo import emoji
 
 

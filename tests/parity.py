@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vst.vfm import VFM
+from vst.models.vfm import VFM
 
 TOLERANCE = 1e-5
 

@@ -10,6 +10,7 @@ import pytest
 
 import llava_integration.commands as llava
 from vst import cli
+from vst.parsing import parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -111,7 +112,7 @@ def test_every_config_parses(file):
     if file.stem == "protocol-offline":  # more tasks, for the protocol
         files = ["--config", str(file.parent / "protocol.yaml"), *files]
     functions = llava.COMMANDS if kind.startswith("llava") else cli.COMMANDS
-    assert cli.parse([name, *files, *more], functions=functions)[name]
+    assert parse(functions, [name, *files, *more])[name]
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "train").glob("*.py")) + sorted((ROOT / "eval").glob("*.py")))
@@ -122,7 +123,7 @@ def test_scripts_show_help(script):
 
 
 def test_pca_maps_share_directions():
-    from vst.report import pca_maps
+    from vst.results.feature_maps import pca_maps
 
     rng = np.random.default_rng(0)
     own = rng.normal(size=(3, 16, 8))

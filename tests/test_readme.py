@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from llava_integration.assemble import assemble
 from llava_integration.commands import COMMANDS
+from llava_integration.models.assemble import assemble
 from vst import VSTEncoder, cli
 from vst.demo.config import DemoConfig
 from vst.demo.results import demo_results
 from vst.demo.tables import demo_markdown, score_rows
-from vst.fit_config import FitConfig
+from vst.fit.config import FitConfig
+from vst.measure.tables import timings_markdown
+from vst.parsing import parse
 from vst.protocol.findings import findings
 from vst.protocol.report import row_place
 from vst.protocol.tables import score_tables
-from vst.report import markdown
-from vst.runs import read_json
-from vst.timing_report import timings_markdown
-from vst.trunk_report import trunk_rows
+from vst.results.folders import read_json
+from vst.results.tables import markdown
+from vst.trunk.report import trunk_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -68,21 +69,21 @@ def test_command_lines_parse(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(line, comments=True)
     if "train/stitch.py" in words:
-        assert cli.parse(["fit", *words[words.index("train/stitch.py") + 1 :]])
+        assert parse(cli.COMMANDS, ["fit", *words[words.index("train/stitch.py") + 1 :]])
     elif "train/mllm.py" in words:
-        assert cli.parse(["train", *words[words.index("train/mllm.py") + 1 :]], functions=COMMANDS)
+        assert parse(COMMANDS, ["train", *words[words.index("train/mllm.py") + 1 :]])
     elif "eval/lmms.py" in words:
-        assert cli.parse(["evaluate", *words[words.index("eval/lmms.py") + 1 :]], functions=COMMANDS)
+        assert parse(COMMANDS, ["evaluate", *words[words.index("eval/lmms.py") + 1 :]])
     elif "llava_integration" in words and "." in words[words.index("llava_integration") + 1]:
         assert words[words.index("llava_integration") + 1].startswith("llava.train.")  # a host's module: its options
     elif "eval/sweep.py" in words:
-        assert cli.parse(["protocol", *words[words.index("eval/sweep.py") + 1 :]])
+        assert parse(cli.COMMANDS, ["protocol", *words[words.index("eval/sweep.py") + 1 :]])
     elif words[:3] == ["python", "-m", "llava_integration"]:
-        assert cli.parse(words[3:], functions=COMMANDS)
+        assert parse(COMMANDS, words[3:])
     else:
         at = words.index("vst")
         assert words[:at] in ([], ["torchrun", "--nproc_per_node", "2", "-m"])
-        assert cli.parse(words[at + 1 :])
+        assert parse(cli.COMMANDS, words[at + 1 :])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/results/performance").glob("*.json")), ids=lambda p: p.stem)

@@ -8,9 +8,9 @@ python tools/results_table.py docs/results/performance/latency-demo.json
 import argparse
 
 from vst.demo.tables import demo_markdown
-from vst.report import markdown
-from vst.runs import read_json
-from vst.timing_report import timings_markdown
+from vst.measure.tables import timings_markdown
+from vst.results.folders import read_json
+from vst.results.tables import markdown
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
         print(timings_markdown(results))
         return
     if "one" in results:
-        from llava_integration.sweep import sweep_rows
+        from llava_integration.evaluate.sweep import sweep_rows
 
         print(markdown(*sweep_rows(results)), results["caption"], sep="\n\n")
         return

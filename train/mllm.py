@@ -1,7 +1,7 @@
 """Train a language model on a stitch tree (``--help`` tells all options)."""
 
-from llava_integration.training import train
-from vst.cli import command
+from llava_integration.train.training import train
+from vst.parsing import command
 
 if __name__ == "__main__":
     command(train)

@@ -1,13 +1,13 @@
 """The VFM Stitch Tree: several vision foundation models behind one shared trunk."""
 
-from vst.checkpoints import load_vfm
-from vst.config import BranchConfig, VSTConfig
-from vst.fit_config import FitConfig, FitResult
-from vst.fitting import fit_stitches
-from vst.heldout import StitchReport, evaluate_stitches
-from vst.spec import VFMSpec
-from vst.tree import Features, VSTEncoder
-from vst.vfm import VFM
+from vst.fit.config import FitConfig, FitResult
+from vst.fit.heldout import StitchReport, evaluate_stitches
+from vst.fit.loop import fit_stitches
+from vst.models.checkpoints import load_vfm
+from vst.models.spec import VFMSpec
+from vst.models.vfm import VFM
+from vst.tree.config import BranchConfig, VSTConfig
+from vst.tree.encoder import Features, VSTEncoder
 
 __version__ = "0.1.0"
 __all__ = [

@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import zip_longest
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from vst.config import VSTConfig
 from vst.demo.config import DemoConfig
 from vst.demo.job import run_demo
-from vst.fit_config import FitConfig
-from vst.fitting import fit_stitches
-from vst.precision import usable_device
-from vst.processes import leave_group
+from vst.fit.config import FitConfig
+from vst.fit.loop import fit_stitches
+from vst.fit.precision import usable_device
+from vst.measure.tables import LLAVA_PICTURES
+from vst.parsing import command as command
+from vst.parsing import run
 from vst.protocol.command import protocol
-from vst.timing_report import LLAVA_PICTURES
-from vst.tree import VSTEncoder
-from vst.trunk_command import trunk
-
-
-@dataclass(frozen=True)
-class TreeArgs:
-    """Which tree to build.
-
-    Attributes:
-        trunk: source of the model that sees the pixels: timm:NAME, hf:ID-or-folder, open_clip:ARCH/TAG or a ready name.
-        branches: sources of the other models, or a mapping from names to sources.
-        splits: trunk depths to hold stitches for, for all branches or by branch name.
-        image_size: side of the pictures in pixels, a multiple of the trunk's patch; default: the trunk's own.
-        enters: by branch name, its own depth for each split; default: the same relative depth.
-        stitch: family, or {family: ..., option: ...}; default: the library's.
-        keep_trunk: whether the trunk's own tail is a branch.
-        feature_layer: hidden state that is read of every model (-2: last block but one, as LLaVA).
-        feature_norm: apply each model's final norm to it.
-        fusion: channel, additive, interleave or sequence.
-        fusion_weights: of additive, one a branch.
-        normalise: layer or none, before fusion.
-        cut: crop, squash or pad: how a picture becomes square.
-        split: default split; default: the deepest.
-        pretrained: false for random weights (timing, tests).
-        seed: of random weights.
-    """
-
-    trunk: str
-    branches: list[str] | dict[str, str]
-    splits: list[int] | dict[str, list[int]]
-    image_size: int | None = None
-    enters: dict[str, list[int]] | None = None
-    stitch: str | dict[str, Any] | None = None
-    keep_trunk: bool = True
-    feature_layer: int = -2
-    feature_norm: bool = False
-    fusion: str = "channel"
-    fusion_weights: list[float] | None = None
-    normalise: str = "layer"
-    cut: str = "crop"
-    split: int | None = None
-    pretrained: bool = True
-    seed: int = 0
-
-    def build(self) -> VSTEncoder:
-        """The tree, with new stitches."""
-        return VSTEncoder.from_vfms(**vars(self))
-
-    def plan(self) -> VSTConfig:
-        """The tree's config; nothing is built or loaded."""
-        return VSTEncoder.plan(**{k: v for k, v in vars(self).items() if k not in ("pretrained", "seed")})
+from vst.tree.encoder import VSTEncoder
+from vst.tree.options import TreeArgs
+from vst.trunk.command import trunk
 
 
 def fit(
@@ -109,7 +56,7 @@ def fit(
         return
     if save_tree:
         model.save_pretrained(Path(out) / "tree", overwrite=True)
-    from vst.report import stitch_table
+    from vst.fit.heldout import stitch_table
 
     stitch_table(result.reports)
     if result.skipped:
@@ -124,8 +71,8 @@ def inspect(path: str, dtype: str = "float16") -> None:
         path: folder or hub id of a saved tree.
         dtype: that memory is told for: float32, float16 or bfloat16.
     """
-    from vst.report import inspect_tree
-    from vst.saving import read_config
+    from vst.measure.inspect import inspect_tree
+    from vst.tree.saving import read_config
 
     kind = _dtype(dtype)
     inspect_tree(read_config(path)[1], kind)
@@ -164,8 +111,8 @@ def latency(
         resume: go on with a stopped run in out.
         overwrite: replace the run in out.
     """
-    from vst.benchmark import BenchmarkConfig, benchmark
-    from vst.timing_report import latency_table
+    from vst.measure.benchmark import BenchmarkConfig, benchmark
+    from vst.measure.tables import latency_table
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
     config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, execution)
@@ -210,11 +157,11 @@ def throughput(
         out: run folder for results.json; default: only print.
         overwrite: replace the run in out.
     """
-    from vst.precision import uses_bf16
-    from vst.runs import Run
-    from vst.scaling import check_division, measure_scaling
-    from vst.throughput import measure_fit
-    from vst.timing_report import scaling_table, throughput_table
+    from vst.fit.precision import uses_bf16
+    from vst.measure.scaling import check_division, measure_scaling
+    from vst.measure.tables import scaling_table, throughput_table
+    from vst.measure.throughput import measure_fit
+    from vst.results.folders import Run
 
     where, processes = usable_device(device), int(os.environ.get("WORLD_SIZE", "1"))
     main = os.environ.get("RANK", "0") == "0"
@@ -292,8 +239,8 @@ def recommend(
         of: what the factor refers to, a row's name; default: the first model alone, the trunk.
         task: whose scores count, one of the run's; default: the mean over its tasks.
     """
-    from vst.recommend import measured_rows
-    from vst.recommend import recommend as choose
+    from vst.measure.recommend import measured_rows
+    from vst.measure.recommend import recommend as choose
 
     choice = choose(measured_rows(results, task), budget=budget, latency_ms=latency_ms, of=of)
     print(f"split {choice.row['split']}")
@@ -310,87 +257,6 @@ def _dtype(name: str) -> torch.dtype:
 COMMANDS = (fit, inspect, latency, throughput, trunk, recommend, protocol, demo)
 
 
-def command(function: Callable[..., Any], args: list[str] | None = None) -> None:
-    """Run one function as a script of its own, its parameters as options (``train/stitch.py`` and its like)."""
-    parsed = _add(_parser(), function)
-    _call(function, parsed.instantiate_classes(parsed.parse_args(_flags(args))).as_dict())
-
-
-def parse(
-    args: list[str] | None = None,
-    *,
-    functions: Sequence[Callable[..., Any]] = COMMANDS,
-    prog: str = "vst",
-    description: str = __doc__ or "",
-) -> Any:
-    """Parse arguments (default: the process'): the subcommand's name and its values.
-
-    Args:
-        args: words of a command line.
-        functions: one a subcommand.
-        prog, description: for the help.
-    """
-    out = _parser(prog=prog, description=description.split("\n")[0].replace("`", ""))
-    choices = out.add_subcommands(title="commands", metavar="COMMAND")
-    for function in functions:
-        choices.add_subcommand(function.__name__, _add(_parser(), function), help=_summary(function))
-    return out.instantiate_classes(out.parse_args(_flags(args)))
-
-
-def main(args: list[str] | None = None, *, functions: Sequence[Callable[..., Any]] = COMMANDS, **options: str) -> None:
-    """Entry point of ``vst``, and of packages with commands of their own (``options`` as for :func:`parse`)."""
-    values = parse(args, functions=functions, **options).as_dict()
-    function = next(f for f in functions if f.__name__ == values["subcommand"])
-    _call(function, values[function.__name__])
-
-
-def _flags(args: list[str] | None) -> list[str]:
-    """Let switches stand alone, as well as with true or false, and be written with hyphens."""
-    out: list[str] = []
-    given = sys.argv[1:] if args is None else args
-    for word, after in zip_longest(given, given[1:], fillvalue=""):
-        word = {"--dry-run": "--dry_run", "--latency-ms": "--latency_ms"}.get(word, word)
-        out.append(word)
-        if word in ("--resume", "--overwrite", "--dry_run") and after not in ("true", "false"):
-            out.append("true")
-    return out
-
-
-def _parser(**options: Any) -> Any:
-    try:
-        from jsonargparse import ArgumentParser, set_parsing_settings
-    except ImportError:
-        sys.exit('The command line needs jsonargparse: pip install "vfm-stitch-tree[fit]".')
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(formatter_class=_Help, allow_abbrev=False, **options)
-
-
-def _call(function: Callable[..., Any], values: dict[str, Any]) -> None:
-    """Call; errors that users can mend end the process with one sentence (VST_DEBUG=1 shows where they came from)."""
-    try:
-        function(**_without_config(values))
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        if os.environ.get("VST_DEBUG"):
-            raise
-        sys.exit(f"{type(error).__name__}: {error}")
-    leave_group()
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keep the line breaks of examples, and show defaults."""
-
-
-def _add(parser: Any, function: Callable[..., Any]) -> Any:
-    doc = (function.__doc__ or "").partition("Args:")[0]
-    parser.description = "\n".join(line.removeprefix("    ") for line in doc.splitlines()).strip()
-    parser.add_argument("--config", action="config", help="YAML file with any of these options; options given win")
-    parser.add_function_arguments(function, as_group=False, as_positional=function is inspect)
-    return parser
-
-
-def _summary(function: Callable[..., Any]) -> str:
-    return (function.__doc__ or "").split("\n")[0]
-
-
-def _without_config(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: _without_config(v) if isinstance(v, dict) else v for k, v in values.items() if k != "config"}
+def main(args: list[str] | None = None) -> None:
+    """Entry point of ``vst``."""
+    run(COMMANDS, args, prog="vst", description=__doc__ or "")

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_integration.answers import Question
+from llava_integration.answer.ask import Question
 from llava_integration.demo import record
-from vst.runs import read_json
+from vst.results.folders import read_json
 
 SHAPES = {"circle", "rectangle", "triangle"}
 COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}

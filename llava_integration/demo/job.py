@@ -20,24 +20,24 @@ import torch
 from PIL import Image
 
 import llava_integration  # noqa: F401 (makes transformers know the tower)
-from llava_integration import assemble
-from llava_integration.answers import Question, ask
-from llava_integration.config import TuneConfig
-from llava_integration.data import DataConfig
+from llava_integration.answer.ask import Question, ask
+from llava_integration.answer.scoring import correct, majority, score
 from llava_integration.demo import assets, easy_vqa, scenes
 from llava_integration.demo.page import write_page
-from llava_integration.plots import depth_curve, loss_curve
-from llava_integration.scoring import correct, majority, score
-from llava_integration.training import ModelConfig, train
-from vst.checkpoints import describe
+from llava_integration.models import assemble
+from llava_integration.train.config import TuneConfig
+from llava_integration.train.data import DataConfig
+from llava_integration.train.plots import depth_curve, loss_curve
+from llava_integration.train.training import ModelConfig, train
 from vst.demo import assets as encoders
 from vst.demo import emoji
 from vst.demo.config import MODELS, partner
-from vst.fit_config import FitConfig
-from vst.fitting import fit_stitches
-from vst.precision import has_bf16, uses_bf16
-from vst.runs import Run, atomic_path, read_json
-from vst.tree import VSTEncoder
+from vst.fit.config import FitConfig
+from vst.fit.loop import fit_stitches
+from vst.fit.precision import has_bf16, uses_bf16
+from vst.models.checkpoints import describe
+from vst.results.folders import Run, atomic_path, read_json
+from vst.tree.encoder import VSTEncoder
 
 TRAIN_STYLES, TEST_STYLE = ("noto", "twemoji"), "fluent"
 STAGES = ("pretrain", "finetune")
@@ -357,7 +357,7 @@ def _key(seed: int, split: int | str) -> str:
 
 
 def _show(results: dict[str, Any], folder: Path) -> None:
-    from vst.report import table
+    from vst.results.tables import table
 
     rows = [
         (

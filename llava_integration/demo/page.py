@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava_integration.scoring import normalise
-from vst.page import STYLE, data_url, html_table, png
-from vst.report import spread
-from vst.runs import atomic_path
+from llava_integration.answer.scoring import normalise
+from vst.results.folders import atomic_path
+from vst.results.page import STYLE, data_url, html_table, png
+from vst.results.tables import spread
 
 _SIDE = 224  # of the sampled pictures in the page, at most
 _STYLE = """
@@ -40,8 +40,8 @@ def write_page(
     Args:
         run_folder: where to.
         results: ``caption``; ``seeds``: rows of ``seed`` and ``datasets`` (by name what
-            :func:`llava_integration.scoring.score` gives); ``depths``: by dataset what
-            :func:`llava_integration.plots.depth_curve` draws.
+            :func:`llava_integration.answer.scoring.score` gives); ``depths``: by dataset what
+            :func:`llava_integration.train.plots.depth_curve` draws.
         samples: each with ``image`` (PIL), ``question``, ``answer``, ``expected``, ``blank`` (the answer to the blanked
             picture) and ``dataset``.
         plots: PNG or SVG files by what they show.

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from llava_integration.answers import Question
+from llava_integration.answer.ask import Question
 from llava_integration.demo import record
 from vst.demo import emoji
-from vst.runs import atomic_path, write_json
+from vst.results.folders import atomic_path, write_json
 
 THINGS = {
     "apple": "1f34e",

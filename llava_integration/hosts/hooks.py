@@ -97,7 +97,7 @@ def run_module(name: str, args: list[str]) -> None:
             raise ImportError(f"There is no module {name!r}: give one of the host's, such as llava.train.train.")
     except ImportError as error:
         sys.exit(f"ImportError: {error}")
-    from vst.processes import leave_group  # here: the hooks themselves are imported where little else can be
+    from vst.fit.processes import leave_group  # here: the hooks themselves are imported where little else can be
 
     sys.argv = [name, *args]
     try:

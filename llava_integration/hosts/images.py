@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from vst.config import VSTConfig
-from vst.images import ImageTransform
+from vst.data.images import ImageTransform
+from vst.tree.config import VSTConfig
 
 
 class HostImageProcessor:
-    """:class:`vst.images.ImageTransform` behind the attributes that LLaVA 1.2.2, LLaVA-NeXT and their forks read.
+    """:class:`vst.data.images.ImageTransform` behind the attributes that LLaVA 1.2.2, LLaVA-NeXT and their forks read.
 
     Args:
         config: of the tree.

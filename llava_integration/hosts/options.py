@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vst.config import MODEL_TYPE, VSTConfig
-from vst.fusion import MULTIPLIES_TOKENS
+from vst.tree.config import MODEL_TYPE, VSTConfig
+from vst.tree.fusion import MULTIPLIES_TOKENS
 
 LOG = logging.getLogger("llava_integration")
 PREFIX = "vst:"

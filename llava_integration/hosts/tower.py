@@ -20,11 +20,11 @@ from llava_integration.hosts.images import HostImageProcessor
 from llava_integration.hosts.options import HostConfig, check_options, no_grid, parse_name
 from llava_integration.hosts.partitioned import fill_partitioned, is_partitioned
 from llava_integration.hosts.renamed import own_names, rename
-from vst.config import VSTConfig
-from vst.fusion import MULTIPLIES_TOKENS
-from vst.saving import read_config
-from vst.tree import VSTEncoder
-from vst.vfm import VFM
+from vst.models.vfm import VFM
+from vst.tree.config import VSTConfig
+from vst.tree.encoder import VSTEncoder
+from vst.tree.fusion import MULTIPLIES_TOKENS
+from vst.tree.saving import read_config
 
 LOG = logging.getLogger("llava_integration")
 _AUTO_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vst.fit_config import FitConfig
-from vst.matching import OBJECTIVES
+from vst.fit.config import FitConfig
+from vst.fit.matching import OBJECTIVES
 
 MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
 """The demo's two encoders, as they are called in tables and pictures."""

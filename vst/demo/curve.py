@@ -10,8 +10,8 @@ from typing import Any
 from vst.demo.config import MODELS
 from vst.demo.results import TITLES
 from vst.demo.tables import gain_text
-from vst.latency import ALL
-from vst.runs import atomic_path
+from vst.measure.latency import ALL
+from vst.results.folders import atomic_path
 
 Row = Mapping[str, Any]
 PAPER = {"VST-22": (4.3, 45), "VST-14": (39, 84)}

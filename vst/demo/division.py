@@ -109,7 +109,7 @@ def _single(root: Path, config: DemoConfig, seed: int) -> tuple[TaskData, list[e
 
 
 def demo_pictures(labels: bool, seed: int = 0) -> dict[str, Any]:
-    """Single emoji for :func:`vst.trunk.compare_trunks`: its pictures, with subcategories as labels or without."""
+    """Single emoji for :func:`vst.trunk.compare.compare_trunks`: pictures, with subcategories as labels or without."""
     task, _, _ = _single(prepare_emoji(), DemoConfig(probe_train=400), seed)
     out: dict[str, Any] = {"images": task.train, "heldout_images": task.test}
     if labels:

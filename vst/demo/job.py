@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vst.baseline import FullEncoders
-from vst.checkpoints import describe
+from vst.data.images import ImageTransform
+from vst.data.probes import dense_probe, linear_probe, picture_counts, score_of_counts
 from vst.demo import assets
 from vst.demo.config import DemoConfig
 from vst.demo.curve import share_plot
@@ -25,15 +25,15 @@ from vst.demo.division import SCENES, Division, TaskData
 from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack
 from vst.demo.tables import scores_line, show_results
-from vst.fitting import fit_stitches
-from vst.fusion import Fusion
-from vst.images import ImageTransform
-from vst.latency import ALL, measure_tree
-from vst.progress import track
-from vst.report import pca_maps
-from vst.runs import Run, read_json
-from vst.tasks import dense_probe, linear_probe, picture_counts, score_of_counts
-from vst.tree import VSTEncoder
+from vst.fit.loop import fit_stitches
+from vst.measure.latency import ALL, measure_tree
+from vst.models.checkpoints import describe
+from vst.results.feature_maps import pca_maps
+from vst.results.folders import Run, read_json
+from vst.results.progress import track
+from vst.tree.baseline import FullEncoders
+from vst.tree.encoder import VSTEncoder
+from vst.tree.fusion import Fusion
 
 MAP_GRID = 14  # feature maps are shown finer than the stitches were fitted: they map token by token
 SHOWN = 8  # pictures of the page

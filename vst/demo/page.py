@@ -13,9 +13,9 @@ from vst.demo.config import MODELS
 from vst.demo.division import SCENES, TaskData
 from vst.demo.results import unpack
 from vst.demo.tables import STITCH_NOTE, cost_rows, detail_rows, error_rows, notes, score_rows
-from vst.latency import ALL
-from vst.page import STYLE, data_url, html_table, png
-from vst.runs import Run, atomic_path
+from vst.measure.latency import ALL
+from vst.results.folders import Run, atomic_path
+from vst.results.page import STYLE, data_url, html_table, png
 
 # One colour a class: background, then the emoji's categories in alphabetical order.
 PALETTE = np.array(

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from vst.config import VSTConfig
-from vst.cost import block_figure
+from vst.data.probes import score_of_counts
 from vst.demo.config import MODELS, DemoConfig
 from vst.demo.division import SCENES, SUBCATEGORIES
-from vst.gain import bootstrap_share
-from vst.latency import ALL
-from vst.tasks import score_of_counts
+from vst.measure.cost import block_figure
+from vst.measure.latency import ALL
+from vst.results.gain import bootstrap_share
+from vst.tree.config import VSTConfig
 
 Row = Mapping[str, Any]
 KINDS = {SCENES: "segmentation", SUBCATEGORIES: "classification"}

@@ -7,8 +7,8 @@ from typing import Any
 
 from vst.demo.division import SCENES
 from vst.demo.results import TITLES
-from vst.latency import ALL
-from vst.report import markdown, spread, table
+from vst.measure.latency import ALL
+from vst.results.tables import markdown, spread, table
 
 Results = Mapping[str, Any]
 STITCH_NOTE = (

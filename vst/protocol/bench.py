@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vst.cache import digest
+from vst.data.probes import LinearHead
+from vst.fit.cache import digest
 from vst.protocol.cells import Cell
 from vst.protocol.chains import CLOSED, name_of, needs_labels
 from vst.protocol.config import ProtocolConfig
@@ -23,8 +24,7 @@ from vst.protocol.features import FeatureStore
 from vst.protocol.stitched import Stitched, load_module, save_module
 from vst.protocol.tasks import Division, Task, check_classes, labels_of
 from vst.protocol.training import Trainer
-from vst.stitch import Calibration
-from vst.tasks import LinearHead
+from vst.tree.stitch import Calibration
 
 
 class Bench:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vst.config import relative_enter
+from vst.models.spec import VFMSpec
 from vst.protocol.chains import CLOSED, Chain, name_of, parse_chain
 from vst.protocol.config import ProtocolConfig
-from vst.spec import VFMSpec
+from vst.tree.config import relative_enter
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vst.protocol.chains import parse_chain
-from vst.stitch import DEFAULT_STITCH, StitchSpec
+from vst.tree.stitch import DEFAULT_STITCH, StitchSpec
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 CUTS = ("crop", "squash")

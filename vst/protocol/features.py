@@ -1,9 +1,9 @@
 """Features of frozen models, computed once for each picture and depth and kept on disk.
 
-Tokens are fp16 rows in :class:`vst.cache.TargetCache` files, one for each model, pool of pictures and depth, named by a
-digest of all that a row depends on. So seeds, tasks and runs that draw the same picture share its features, and a new
-depth adds a file without touching the others. Two counts are kept by model: pictures pushed through it, and pictures
-that the same rows would have pushed with nothing kept.
+Tokens are fp16 rows in :class:`vst.fit.cache.TargetCache` files, one for each model, pool of pictures and depth, named
+by a digest of all that a row depends on. So seeds, tasks and runs that draw the same picture share its features, and a
+new depth adds a file without touching the others. Two counts are kept by model: pictures pushed through it, and
+pictures that the same rows would have pushed with nothing kept.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vst.cache import TargetCache, cache_bytes, cached_bytes, digest
-from vst.checkpoints import describe, load_vfm
-from vst.images import ImageTransform
-from vst.pictures import ImageSet, collate
-from vst.progress import progress
-from vst.runs import read_json, write_json
-from vst.spec import VFMSpec
-from vst.vfm import VFM
+from vst.data.images import ImageTransform
+from vst.data.pictures import ImageSet, collate
+from vst.fit.cache import TargetCache, cache_bytes, cached_bytes, digest
+from vst.models.checkpoints import describe, load_vfm
+from vst.models.spec import VFMSpec
+from vst.models.vfm import VFM
+from vst.results.folders import read_json, write_json
+from vst.results.progress import progress
 
 
 class Models:
@@ -89,7 +89,7 @@ class FeatureStore:
     Args:
         root: folder of all caches.
         models: frozen.
-        pictures: the pool, as :class:`vst.pictures.ImageSet` takes it.
+        pictures: the pool, as :class:`vst.data.pictures.ImageSet` takes it.
         cut: how a picture becomes square.
         counts: of the run.
         bf16: whether models run under bf16 autocast.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from vst.cost import model_cost
-from vst.precision import uses_bf16
+from vst.fit.precision import uses_bf16
+from vst.measure.cost import model_cost
 from vst.protocol import offline, sources  # noqa: F401 (their tasks are registered)
 from vst.protocol.bench import Bench
 from vst.protocol.cells import Cell, cells, work
@@ -24,8 +24,8 @@ from vst.protocol.features import Counts, FeatureStore, Models
 from vst.protocol.measures import cka_map, majority, measure, measure_model, rescues
 from vst.protocol.report import write_report
 from vst.protocol.tasks import Task, draw, make_task
-from vst.runs import Run, atomic_path, read_json, write_json
-from vst.stitch import StitchSpec
+from vst.results.folders import Run, atomic_path, read_json, write_json
+from vst.tree.stitch import StitchSpec
 
 
 def run_protocol(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vst.data.probes import IGNORED, ClassCounts, LinearHead
+from vst.fit.similarity import AgreementSums, CKASums, FrechetSums
 from vst.protocol.bench import Bench
 from vst.protocol.stitched import Stitched
-from vst.similarity import AgreementSums, CKASums, FrechetSums
-from vst.tasks import IGNORED, ClassCounts, LinearHead
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vst.protocol.tables import kinds, stitched_rows
-from vst.runs import atomic_path
+from vst.results.folders import atomic_path
 
 Row = Mapping[str, Any]
 COLOURS = ("#8a94a0", "#b9a37a", "#2f7d4f", "#b3541e", "#7a4fa3", "#2457a6", "#c2185b", "#00838f", "#6d4c41", "#9e9d24")

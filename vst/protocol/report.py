@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vst.page import STYLE, data_url, html_table
+from vst.models.spec import VFMSpec
 from vst.protocol import findings as rules
 from vst.protocol.chains import parse_chain, place_of
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.plots import cka_picture, curves, training_curves
 from vst.protocol.tables import Table, cost_table, kinds, measure_tables, saving, score_tables, stitched_rows
-from vst.report import table
-from vst.runs import Run, atomic_path, read_json
-from vst.spec import VFMSpec
+from vst.results.folders import Run, atomic_path, read_json
+from vst.results.page import STYLE, data_url, html_table
+from vst.results.tables import table
 
 
 def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[str, Any]:

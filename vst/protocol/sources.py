@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vst.images import open_image, to_rgb
-from vst.pictures import picture_names
+from vst.data.images import open_image, to_rgb
+from vst.data.pictures import picture_names
 from vst.protocol.tasks import TwoParts, register
 
 

@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vst.config import BranchConfig, VSTConfig
-from vst.cost import Cost, tree_cost
+from vst.measure.cost import Cost, tree_cost
+from vst.models.vfm import VFM
 from vst.protocol.cells import Cell
 from vst.protocol.features import Models
-from vst.runs import atomic_path
-from vst.stitch import StitchSpec
-from vst.vfm import VFM
+from vst.results.folders import atomic_path
+from vst.tree.config import BranchConfig, VSTConfig
+from vst.tree.stitch import StitchSpec
 
 
 class Stitched(nn.Module):

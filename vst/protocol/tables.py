@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vst.report import markdown, spread
+from vst.results.tables import markdown, spread
 
 Row = Mapping[str, Any]
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vst.images import cut
+from vst.data.images import cut
+from vst.data.probes import IGNORED
 from vst.protocol.config import TaskConfig
-from vst.tasks import IGNORED
 
 TASKS: dict[str, type[Task]] = {}
 VOID = 255
@@ -37,7 +37,7 @@ class Task:
     Attributes:
         source: name in configs.
         kind: ``classification`` or ``segmentation``.
-        pictures: all of them, as :class:`vst.pictures.ImageSet` takes them.
+        pictures: all of them, as :class:`vst.data.pictures.ImageSet` takes them.
         classes: names, in the order of labels.
     """
 

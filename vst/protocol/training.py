@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vst.progress import progress
+from vst.fit.schedule import schedule
 from vst.protocol.config import TrainConfig
-from vst.schedule import schedule
+from vst.results.progress import progress
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Questions about pictures, a model's answers, and how good they are."""

@@ -1,0 +1,1 @@
+"""Evaluation through lmms-eval, and sweeps over many towers."""

@@ -1,0 +1,1 @@
+"""The tree inside a language model, as transformers knows it."""

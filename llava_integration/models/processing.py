@@ -1,0 +1,123 @@
+"""Pictures and prompts for a language model on a tree: the trunk's preparation, the right number of image tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor, BatchFeature, LlavaProcessor, PreTrainedTokenizerBase
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import make_flat_list_of_images
+
+from llava_integration.models.chat import IMAGE_TOKEN, chat_template, multimodal_template
+from vst.data.images import ImageTransform
+from vst.tree.config import VSTConfig
+from vst.tree.projector import ProjectorSpec
+
+
+class VSTImageProcessor(BaseImageProcessor):
+    """:class:`vst.data.images.ImageTransform` as an image processor: equal to it bit for bit, kept with a model.
+
+    Args:
+        size: side of the square input in pixels, or ``{"height": S, "width": S}``.
+        image_mean, image_std: of the trunk's normalisation.
+        cut: crop, squash or pad.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 (as the base class declares it)
+
+    def __init__(
+        self,
+        size: int | dict[str, int] = 224,
+        image_mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        image_std: tuple[float, ...] = (0.5, 0.5, 0.5),
+        cut: str = "crop",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        side = size if isinstance(size, int) else size["height"]
+        self.size = {"height": side, "width": side}
+        self.crop_size = dict(self.size)
+        self.image_mean, self.image_std, self.cut = list(image_mean), list(image_std), cut
+        self.transform()  # a bad field is told here and not at the first picture
+
+    @classmethod
+    def from_tree(cls, config: VSTConfig) -> VSTImageProcessor:
+        """The preparation that a tree's trunk wants."""
+        trunk = config.trunk
+        return cls(size=config.image_size, image_mean=trunk.mean, image_std=trunk.std, cut=config.cut)
+
+    def transform(self) -> ImageTransform:
+        """The library's own preparation of one picture."""
+        mean, std = tuple(self.image_mean), tuple(self.image_std)
+        return ImageTransform(size=self.size["height"], mean=mean, std=std, cut=self.cut)  # type: ignore[arg-type]
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Pictures to ``pixel_values [K, 3, S, S]``, float32.
+
+        Args:
+            images: PIL pictures of any mode, uint8 arrays or tensors (either channel order), or paths and URLs that
+                transformers can fetch; one, a list, or lists of lists.
+            return_tensors: ``pt`` or ``np``; None gives a list of arrays.
+            kwargs: what hosts pass to image processors of all kinds; ignored.
+        """
+        images = make_flat_list_of_images(self.fetch_images(images))
+        transform = self.transform()
+        pixels = [transform(i if isinstance(i, Image.Image) else to_pil_image(_array(i))) for i in images]
+        if return_tensors == "pt":
+            return BatchFeature({"pixel_values": torch.stack(pixels)})
+        return BatchFeature({"pixel_values": [p.numpy() for p in pixels]}, tensor_type=return_tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved; ``crop_size`` follows from ``size``."""
+        out = super().to_dict()
+        out.pop("crop_size", None)
+        return out
+
+
+def _array(image: Any) -> np.ndarray:
+    return image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+
+
+def make_processor(
+    tree: VSTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    projector: ProjectorSpec | None = None,
+    template: str | None = None,
+) -> LlavaProcessor:
+    """transformers' own LLaVA processor for a tree and a language model.
+
+    ``<image>`` is added to the tokenizer where it is missing; the model's embeddings must then have room for it.
+
+    Args:
+        tree: of the tower.
+        tokenizer: of the language model; changed in place.
+        projector: where it multiplies tokens, the count follows.
+        template: a name or file of a chat template; default: the tokenizer's own.
+
+    Raises:
+        ValueError: the language model has no chat template and none is given.
+    """
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    own = multimodal_template(chat_template(tokenizer, template))
+    tokenizer.chat_template = own
+    return LlavaProcessor(
+        image_processor=VSTImageProcessor.from_tree(tree),
+        tokenizer=tokenizer,
+        patch_size=tree.trunk.patch,
+        vision_feature_select_strategy="full",
+        chat_template=own,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=image_tokens(tree, projector) - tree.grid**2,
+    )
+
+
+def image_tokens(tree: VSTConfig, projector: ProjectorSpec | None = None) -> int:
+    """Tokens that one picture takes in the language model."""
+    own = tree.fuser().tokens(tree.grid**2)
+    return own if projector is None else projector.tokens(own, len(tree.names))

@@ -1,1 +1,0 @@
-"""Task files that lmms-eval reads with ``--include_path``; the folder is ``llava_integration.lmms.TASKS``."""

@@ -1,0 +1,332 @@
+"""The demo's pictures, and what it draws from its rows, on rows made so that the answers are known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vst.demo.config import DemoConfig
+from vst.demo.curve import share_plot
+from vst.demo.division import SCENES, SUBCATEGORIES, TEST_STYLE, Division, TaskData
+from vst.demo.job import run_demo
+from vst.demo.page import write_page
+from vst.demo.results import demo_results, pack, unpack
+from vst.demo.tables import cost_rows, detail_rows, error_rows, notes, score_rows, scores_line, show_results
+from vst.fit.config import FitConfig
+from vst.measure.latency import ALL
+from vst.measure.recommend import measured_rows, recommend
+from vst.results.feature_maps import pca_maps
+from vst.results.folders import Run, write_json
+from vst.tree.encoder import VSTEncoder
+
+RIGHT = {"clip alone": 0.6, "dinov2 alone": 0.3, ALL: 0.8}
+TREES = {"ridge": {2: 0.74, 6: 0.66}, "ffm": {2: 0.78, 6: 0.7}}
+PICTURES = 200
+
+
+def counts(kind, share):
+    """Of 200 pictures of two classes, the first share of which is right (in masks: of 64 pixels each)."""
+    wanted = torch.arange(PICTURES) % 2
+    given = torch.where(torch.arange(PICTURES) < share * PICTURES, wanted, 1 - wanted)
+    out = np.zeros((PICTURES, 3, 2), int)
+    for i in range(PICTURES):
+        out[i, 1, wanted[i]] = out[i, 2, given[i]] = 1
+        out[i, 0, wanted[i]] = int(wanted[i] == given[i])
+    return out * (64 if kind == "segmentation" else 1)
+
+
+def tower(share, flat=0.5):
+    """The scenes tell towers apart; the subcategories do not."""
+    hits = share / (2 - share)  # IoU of two classes that are confused evenly
+    masks = np.zeros((8, 64, 64), int)
+    return {
+        SCENES: {"score": hits, "counts": pack(counts("segmentation", share), "int16"), "masks": pack(masks, "uint8")},
+        SUBCATEGORIES: {"score": flat, "counts": pack(counts("classification", flat), "int16")},
+    }
+
+
+def report(split, shift):
+    agreement = {"error": 0.3 + shift, "channel_error": 0.5 + shift, "cosine": 0.7, "tokens": 64}
+    return {"split": split, "seam": agreement, "final": agreement, "distance": 0.1}
+
+
+def rows(seeds=(0, 1)):
+    out = []
+    for seed in seeds:
+        towers = {name: tower(share) for name, share in RIGHT.items()}
+        out.append({"seed": seed, "objective": None, "towers": towers, "majority": {SCENES: 0.2, SUBCATEGORIES: 0.1}})
+        for objective, at in TREES.items():
+            towers = {f"VST-{split}": tower(share) for split, share in at.items()}
+            reports = [report(split, 0.1 * seed) for split in at]
+            out.append({"seed": seed, "objective": objective, "towers": towers, "reports": reports, "seconds": {}})
+    times = {ALL: (1.0, 1.25), "clip alone": (0.8, 1.0), "dinov2 alone": (0.2, 0.25), "VST-2": (0.96, 1.2),
+             "VST-6": (0.88, 1.1)}  # fmt: skip
+    timed = []
+    for name, (ratio, trunk) in times.items():
+        kind = "full" if name == ALL else "single" if "alone" in name else "split"
+        sure = {"ratio_sure_low": ratio - 0.01, "ratio_sure_high": ratio + 0.01,
+                "trunk_ratio_sure_low": trunk - 0.01, "trunk_ratio_sure_high": trunk + 0.01}  # fmt: skip
+        split = int(name[4:]) if kind == "split" else None
+        timed.append({"name": name, "kind": kind, "split": split, "ratio": ratio, "trunk_ratio": trunk,
+                      "flops_ratio": ratio, "median_ms": 100 * ratio, **sure})  # fmt: skip
+    return [*out, {"rows": timed, "batch_size": 8, "device": "cpu"}]
+
+
+@pytest.fixture
+def results(tiny):
+    tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
+    config = DemoConfig(splits=[2, 6], seeds=[0, 1], probe_test=PICTURES)
+    found = demo_results(rows(), config, tree, "ffm")
+    return json.loads(json.dumps(found))
+
+
+def iou(share):
+    return share / (2 - share)
+
+
+def test_shares_and_costs_are_told_of_every_tower(results):
+    towers = {r["name"]: r for r in results["towers"]}
+    assert list(towers) == [ALL, "clip alone", "dinov2 alone", "VST-2", "VST-2, ridge", "VST-6", "VST-6, ridge"]
+    assert results["better"] == {SCENES: "clip alone", SUBCATEGORIES: "clip alone"}
+    gain = iou(0.8) - iou(0.6)
+    for name, share in (("VST-2", 0.78), ("VST-6, ridge", 0.66), (ALL, 0.8), ("clip alone", 0.6)):
+        found = towers[name]["share"][SCENES]
+        assert found["gain"] == pytest.approx(gain, abs=1e-6)
+        assert found["share"] == pytest.approx((iou(share) - iou(0.6)) / gain, abs=1e-6)
+        assert found["low"] <= found["share"] <= found["high"]
+        assert towers[name]["share"][SUBCATEGORIES]["share"] is None
+    assert [towers[n]["extra_flops"] for n in (ALL, "clip alone", "VST-2")] == pytest.approx([1, 0, 0.8])
+    assert towers["VST-2"]["extra_blocks"] == pytest.approx(9 / 11)
+    assert towers["VST-2"]["accuracy"] == pytest.approx((iou(0.78) + 0.5) / 2)
+    assert towers["VST-2"]["final_error"] == pytest.approx(0.35)
+
+
+def test_tables_hold_means_spreads_and_intervals(results, capsys):
+    heads, cells = score_rows(results)
+    by_name = {line[0]: dict(zip(heads, line, strict=True)) for line in cells}
+    assert by_name["VST-2"]["scenes, mIoU %"] == f"{100 * iou(0.78):.1f} +- 0.0"
+    assert cells[0][2].startswith(f"gain {100 * (iou(0.8) - iou(0.6)):+.1f} (")
+    assert cells[0][4].endswith("not distinguishable from zero")
+    assert [line[4] for line in cells[1:]] == ["0 %", "-", "-", "-", "-", "-"]
+    heads_of_costs, costs = cost_rows(results)
+    assert [line[0] for line in costs] == [ALL, "clip alone", "dinov2 alone", "VST-2", "VST-6"]
+    assert dict(zip(heads_of_costs, costs[3], strict=True))["time / clip alone"] == "1.20 (1.19 .. 1.21)"
+    assert by_name["VST-2"]["extra blocks"] == "82 %"
+    _, errors = error_rows(results)
+    assert errors[0][:4] == ["2", "ridge", "0.350 +- 0.071", "0.350 +- 0.071"]
+    _, details = detail_rows(results)
+    assert details[1][-1] == "60.0"
+    assert "clip alone" in notes(results)
+    show_results(results)
+    assert "distinguishable" in capsys.readouterr().out
+
+
+def test_scores_keep_to_their_seeds(tiny):
+    tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
+    config = DemoConfig(splits=[2, 6], seeds=[1, 0], probe_test=PICTURES)
+    made = rows(seeds=(0, 1))
+    made[0]["towers"][ALL] = tower(0.9)  # seed 0
+    found = next(r for r in demo_results(made, config, tree, "ffm")["towers"] if r["name"] == ALL)
+    assert found["tasks"][SCENES] == {"1": iou(0.8), "0": iou(0.9)}
+
+
+def test_the_better_model_need_not_be_the_trunk(tiny, tmp_path):
+    """Then shares are told against the branch alone, which stands where it costs what it costs."""
+    tree = VSTEncoder.plan(tiny("dinov2", 32, 12), {"clip": tiny("clip", 48, 12)}, [2, 6])
+    made, costs = rows(), {ALL: 1.0, "clip alone": 0.8, "dinov2 alone": 0.2, "VST-2": 0.9, "VST-6": 0.6}
+    for r in made[-1]["rows"]:
+        r |= {"flops_ratio": costs[r["name"]], "ratio": costs[r["name"]], "trunk_ratio": costs[r["name"]] / 0.2}
+    found = demo_results(
+        made, DemoConfig(trunk="dinov2", splits=[2, 6], seeds=[0, 1], probe_test=PICTURES), tree, "ffm"
+    )
+    towers = {r["name"]: r for r in found["towers"]}
+    assert found["better"][SCENES] == "clip alone"
+    assert towers["clip alone"]["share"][SCENES]["share"] == pytest.approx(0)
+    assert towers["clip alone"]["extra_flops"] == pytest.approx(0.75)
+    assert towers["dinov2 alone"]["share"][SCENES]["share"] < 0
+    share_plot(found, tmp_path / "curve.svg")
+    heads, cells = score_rows(found)
+    assert {line[0]: line[heads.index("extra FLOPs")] for line in cells}["clip alone"] == "75 %"
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_plot_is_drawn_from_the_results(results, tmp_path, suffix):
+    path = tmp_path / f"curve.{suffix}"
+    share_plot(results, path)
+    if suffix == "png":
+        assert np.asarray(Image.open(path)).std() > 5
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_page_shows_masks_and_maps(results, tmp_path):
+    run = Run(tmp_path / "run", {})
+    share_plot(results, run.path("curve.png"))
+    task = TaskData(
+        "segmentation", ["background", "food"], [], [Image.new("RGB", (128, 128))] * 8, torch.zeros(0),
+        torch.ones(8, 64, 64).long(),
+    )  # fmt: skip
+    write_page(run, results, rows(), task, {"dinov2's own": np.zeros((8, 4, 4, 3))})
+    page = run.path("index.html").read_text()
+    for heading in ("ground truth", "clip alone", "VST-6", "both in full", "dinov2&#x27;s own", "background"):
+        assert heading in page
+    share = results["towers"][3]["share"][SCENES]["share"]
+    assert f"split 2 keeps {100 * share:.0f} % of it for 80 %" in page
+    assert page.count("data:image/png") == 1 + 8 * 6 + 8 * 2
+
+
+def test_what_is_recommended_is_the_tree_that_was_kept(results, tmp_path):
+    write_json(tmp_path / "results.json", {"results": results})
+    assert "VST-2, ridge" not in [r["name"] for r in measured_rows(tmp_path)]
+    scenes = measured_rows(tmp_path, SCENES)
+    assert next(r for r in scenes if r["name"] == "VST-2")["accuracy"] == pytest.approx(iou(0.78))
+    assert recommend(scenes, budget="1.25x", of="clip alone").row["split"] == 2
+    assert recommend(scenes, budget="1.15x", of="clip alone").row["split"] == 6
+    with pytest.raises(ValueError, match="task is 'x'; the run has scenes, subcategories"):
+        measured_rows(tmp_path, "x")
+
+
+def test_scores_are_told_as_soon_as_they_are_known():
+    line = scores_line("seed 3", {"clip alone": tower(0.6), "VST-2": tower(0.78)})
+    assert line.splitlines() == [
+        f"seed 3: scenes, mIoU %: clip alone {100 * iou(0.6):.1f}, VST-2 {100 * iou(0.78):.1f}",
+        "seed 3: subcategories, accuracy %: clip alone 50.0, VST-2 50.0",
+    ]
+
+
+def test_small_numbers_are_packed():
+    values = np.random.default_rng(0).integers(0, 255, (5, 3, 4))
+    stored = json.loads(json.dumps(pack(values, "uint8")))
+    assert np.array_equal(unpack(stored), values)
+    with pytest.raises(ValueError, match="do not fit into uint8"):
+        pack(values + 10, "uint8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trunk": "siglip"}, "trunk is 'siglip'; expected clip or dinov2"),
+        ({"objectives": []}, "one or more"),
+        ({"objectives": ["rdge"]}, "one or more of"),
+        ({"probe_train": 0}, "probe_train is 0; expected at least 40"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"heldout": 500}, "heldout is 500; expected at most 400"),
+        ({"seeds": [1, 1]}, "each once"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DemoConfig(**options)
+    assert (DemoConfig().branch, DemoConfig(trunk="dinov2").branch) == ("dinov2", "clip")
+
+
+def test_pca_maps_show_the_leading_directions():
+    """A map that is one direction plus noise is shown as that direction, up to sign."""
+    rng = np.random.default_rng(0)
+    wave = np.linspace(-1, 1, 64).reshape(1, 64, 1)
+    own = wave * rng.normal(size=(1, 1, 12)) + 0.01 * rng.normal(size=(1, 64, 12))
+    (shown,) = pca_maps([own])
+    assert abs(np.corrcoef(shown[0, :, :, 0].ravel(), wave.ravel())[0, 1]) > 0.99
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("seed", [0, 1])
+def test_test_pictures_show_nothing_that_was_seen(seed, monkeypatch):
+    """Neither their emoji nor their drawing style."""
+    from vst.demo import assets, division, emoji, pasted
+
+    root = assets.prepare(quiet=True).emoji
+    opened = []
+
+    def remember(path, *args, **kwargs):
+        opened.append(Path(path))
+        return Image_open(path, *args, **kwargs)
+
+    Image_open = Image.open
+    for module in (emoji, pasted):
+        monkeypatch.setattr(module.Image, "open", remember)
+    config = DemoConfig(pictures=60, probe_train=60, probe_test=50)
+    drawn = division.Division.draw(root, config, seed)
+    monkeypatch.undo()
+    seen = {p.stem for p in opened if p.parent.name != TEST_STYLE}
+    unseen = {p.stem for p in opened if p.parent.name == TEST_STYLE}
+    assert len(seen) > 60
+    assert len(unseen) > 50
+    assert not seen & unseen
+    scenes, single = drawn.tasks[SCENES], drawn.tasks[SUBCATEGORIES]
+    assert (len(drawn.fit), len(drawn.heldout), len(scenes.test), len(single.train)) == (60, 64, 50, 60)
+    assert scenes.test_labels.shape == (50, 64, 64)
+    assert 0 < scenes.test_labels.float().mean() < 8
+    assert len(single.classes) == 20
+    again, other = (Division.draw(root, config, s) for s in (seed, seed + 1))
+    assert all(torch.equal(again.tasks[t].test_labels, drawn.tasks[t].test_labels) for t in drawn.tasks)
+    assert again.fit == drawn.fit
+    assert not torch.equal(other.tasks[SCENES].test_labels, scenes.test_labels)
+    with pytest.raises(ValueError, match="probe_test is 5000"):
+        Division.draw(root, DemoConfig(probe_test=5000), 0)
+
+
+class TestRun:
+    """The whole job on tiny models and the real emoji."""
+
+    @pytest.fixture
+    def small(self, tiny, monkeypatch):
+        from vst.demo import assets, job
+
+        folders = {name: Path(tiny(name, width).removeprefix("hf:")) for name, width in (("clip", 48), ("dinov2", 32))}
+        found = assets.Assets(emoji=assets.prepare(quiet=True).emoji, **folders)
+        monkeypatch.setattr(job.assets, "prepare", lambda: found)
+        fit = FitConfig(epochs=1, calibration=10, save_every=1)
+        counts = {"pictures": 10, "probe_train": 40, "probe_test": 8, "heldout": 4, "repeats": 1, "batch_size": 1}
+        return DemoConfig(splits=[1, 2], grid=4, fit=fit, **counts)
+
+    @pytest.mark.assets
+    def test_a_stopped_run_goes_on(self, small, tmp_path, monkeypatch):
+        from vst.demo import job
+
+        said = []
+        monkeypatch.setattr(job, "show_results", said.append)
+        run_demo(tmp_path / "whole", small)
+        assert [r["objective"] for r in said] == ["ridge", "ffm"]
+        with monkeypatch.context() as patch:
+            patch.setattr(job._Job, "_scored", self.fail_after(5, job._Job._scored))  # in the fit's first split
+            with pytest.raises(KeyboardInterrupt):
+                run_demo(tmp_path / "stopped", small)
+        assert "ridge" in (tmp_path / "stopped" / "index.html").read_text()
+        found = run_demo(tmp_path / "stopped", small)
+        whole = json.loads((tmp_path / "whole" / "results.json").read_text())["results"]
+        for given, wanted in zip(found["towers"], whole["towers"], strict=True):
+            assert given["tasks"] == wanted["tasks"]
+            assert given["share"] == wanted["share"]
+        before = len(said)
+        run_demo(tmp_path / "stopped", small)  # complete: shown, not run
+        assert len(said) == before + 1
+        with pytest.raises(ValueError, match="trunk"):
+            run_demo(tmp_path / "stopped", replace(small, trunk="dinov2"))
+
+    @pytest.mark.assets
+    def test_overwriting_keeps_nothing_of_the_old_run(self, small, tmp_path, monkeypatch):
+        from vst.demo import job
+
+        folder = tmp_path / "run"
+        run_demo(folder, replace(small, objectives=["ridge"]))
+        monkeypatch.setattr(job._Job, "models_alone", self.fail_after(0, job._Job.models_alone))
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(folder, small, resume=False, overwrite=True)
+        assert {p.name for p in folder.iterdir()} - {"rows"} == {"environment.json", "run.json"}
+        assert not list(folder.glob("rows/*"))
+
+    @staticmethod
+    def fail_after(calls, function):
+        left = [calls]
+
+        def wrapped(*args, **kwargs):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return function(*args, **kwargs)
+
+        return wrapped

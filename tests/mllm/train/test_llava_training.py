@@ -1,0 +1,293 @@
+"""Training in one process: what moves, what resumes, what is refused; the loss against the model's own."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import transformers as t
+from safetensors.torch import load_file
+
+from llava_integration.train import tuning
+from llava_integration.train.config import TrainerConfig, TuneConfig
+from llava_integration.train.data import DataConfig
+from llava_integration.train.training import ModelConfig, train
+from vst.parsing import command
+
+pytest_plugins = ("training_kit",)
+STAGES = {
+    "stage 1": TuneConfig(),
+    "stitches": TuneConfig(stitches=True, stitch_lr=1e-2),
+    "full": TuneConfig(llm="full"),
+    "lora": TuneConfig(llm="lora", lora_rank=4, lora_alpha=8),
+}
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_trained_moves_and_the_rest_does_not(kit, stage, tmp_path):
+    tune = STAGES[stage]
+    train(kit.model, kit.data, str(tmp_path / "run"), tune, **kit.options(steps=4, split=1))
+    before = kit.built().state_dict()
+    after = t.AutoModelForImageTextToText.from_pretrained(tmp_path / "run").state_dict()
+    assert set(before) == set(after)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    expected = {n for n in before if tuning.part_of(n) == "projector"}
+    if tune.stitches:
+        expected |= {n for n, p in kit.built().named_parameters() if tuning.part_of(n) == "stitches"}
+    if tune.llm == "full":
+        expected |= {n for n in before if tuning.part_of(n) == "llm"}
+    if tune.llm == "lora":
+        linear = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        expected |= {n for n in before if tuning.part_of(n) == "llm" and any(part in n for part in linear)}
+    assert moved <= expected
+    untouched = expected - moved
+    assert all("stitches.3" in n for n in untouched), untouched  # the split that was not run
+
+
+def test_the_loss_is_the_models_own(kit, tmp_path):
+    """The first logged loss, taken at labelled positions alone, against cross entropy over all logits of that batch."""
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1))
+    logged = json.loads((tmp_path / "run" / "results.json").read_text())["results"]["history"][0]["loss"]
+    t.set_seed(42)
+    model, processor = kit.model.build(torch.float32, 42)
+    batch = next(iter(kit.trainer(model, processor).get_train_dataloader()))
+    batch.pop("skipped")
+    with torch.no_grad():
+        logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten()).item()
+    assert logged == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["stage 1", "lora"])
+def test_a_stopped_run_goes_on_to_the_same_weights(kit, stage, tmp_path, monkeypatch):
+    tune, options = STAGES[stage], kit.options(steps=6, save=2, split="random")
+    train(kit.model, kit.data, str(tmp_path / "whole"), tune, **options)
+
+    class Stop(Exception):
+        pass
+
+    from llava_integration.train import trainer as module
+
+    step = module.MLLMTrainer.training_step
+    calls = []
+
+    def stopping(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            raise Stop
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(module.MLLMTrainer, "training_step", stopping)
+    with pytest.raises(Stop):
+        train(kit.model, kit.data, str(tmp_path / "parts"), tune, **options)
+    monkeypatch.setattr(module.MLLMTrainer, "training_step", step)
+    newest = tmp_path / "parts" / "checkpoints" / "checkpoint-6"
+    newest.mkdir()  # what a process that was killed while it saved leaves behind
+    (newest / "trainer_state.json").write_text("{")
+    with pytest.raises(FileExistsError, match="resume"):
+        train(kit.model, kit.data, str(tmp_path / "parts"), tune, **options)
+    train(kit.model, kit.data, str(tmp_path / "parts"), tune, **options, resume=True)
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    losses = [
+        [row["loss"] for row in json.loads((tmp_path / name / "results.json").read_text())["results"]["history"]]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+    assert not (tmp_path / "parts" / "checkpoints").exists()
+
+
+def test_random_splits_are_drawn_and_every_depth_runs(kit, tmp_path, pictures):
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=4, split="random"))
+    import llava_integration  # noqa: F401
+
+    model = t.AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
+    tower = model.model.vision_tower
+    assert tower.tree.splits == [1, 3]
+    assert tower.split == 3
+    processor = t.AutoProcessor.from_pretrained(tmp_path / "run")
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}],
+        add_generation_prompt=True,
+    )
+    batch = processor(images=pictures[0], text=text, return_tensors="pt")
+    seen = []
+    for split in (1, 3):
+        tower.split = split
+        with torch.no_grad():
+            seen.append(model(**batch).logits)
+    assert not torch.equal(*seen)
+
+
+def test_stage_two_starts_from_stage_one(kit, tmp_path):
+    train(kit.model, kit.data, str(tmp_path / "one"), **kit.options(steps=2))
+    start = ModelConfig(start=str(tmp_path / "one"))
+    train(start, kit.data, str(tmp_path / "two"), STAGES["full"], **kit.options(steps=1, rate=0.0))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_finished_run_is_left_alone(kit, tmp_path, capsys):
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1))
+    with pytest.raises(FileExistsError, match="overwrite"):
+        train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1))
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1), resume=True)
+    assert "is complete" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=2), overwrite=True)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["results"]["steps"] == 2
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
+
+
+def test_broken_pictures_are_counted(kit, tmp_path):
+    broken = sorted((kit.folder / "images").glob("*.png"))[0]
+    broken.write_bytes(b"not a picture")
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=6))
+    skipped = json.loads((tmp_path / "run" / "results.json").read_text())["results"]["skipped"]
+    assert any("picture" in reason for reason in skipped.values()), skipped
+
+
+def test_learning_rates_by_part(kit):
+    model, _ = kit.model.build(torch.float32, 0)
+    tune = TuneConfig(llm="full", stitches=True, projector_lr=0.5, stitch_lr=0.25)
+    tuning.prepare(model, tune)
+    found = tuning.groups(model, tune, 0.125, 0.01)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert sum(len(g["params"]) for g in found) == sum(p.requires_grad for p in model.parameters())
+    for group in found:
+        parts = {tuning.part_of(names[id(p)]) for p in group["params"]}
+        assert len(parts) == 1
+        assert group["lr"] == {"projector": 0.5, "stitches": 0.25, "llm": 0.125}[parts.pop()]
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] > 0}
+
+
+def test_defaults_are_those_of_llava():
+    one = TrainerConfig().resolve(TuneConfig(), None, "x", 8)
+    two = TrainerConfig().resolve(TuneConfig(llm="full"), None, "x", 8)
+    assert (one["learning_rate"], two["learning_rate"]) == (1e-3, 2e-5)
+    for values, total in ((one, 256), (two, 128)):
+        assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 8 == total
+        assert (values["num_train_epochs"], values["lr_scheduler_type"], values["weight_decay"]) == (1, "cosine", 0.0)
+        args = t.TrainingArguments(**values)
+        assert args.get_warmup_steps(1000) == 30
+    lora = TuneConfig(llm="lora")
+    assert (lora.lora_rank, lora.lora_alpha, lora.lora_dropout) == (128, 256, 0.05)
+    assert TrainerConfig().resolve(lora, None, "x")["learning_rate"] == 2e-4
+    assert lora.learning_rates()["projector"] == 2e-5
+    assert TuneConfig().learning_rates()["projector"] is None
+
+
+def test_a_ridge_start_is_trained_gently():
+    """Adam's first steps are as large as its rate; the closed form's weights are of the order of 0.01."""
+    assert TuneConfig(start="ridge").learning_rates()["projector"] == 1e-4
+    assert TuneConfig(start="ridge", projector_lr=0.5).learning_rates()["projector"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("trainer", "batch", "message"),
+    [
+        ({"learning_rat": 1}, None, "did you mean learning_rate"),
+        ({"output_dir": "x"}, None, "set by the run itself"),
+        ({"per_device_train_batch_size": 3}, 8, "cannot be spread"),
+    ],
+)
+def test_trainer_options_are_checked(trainer, batch, message):
+    with pytest.raises(ValueError, match=message):
+        TrainerConfig(trainer).resolve(TuneConfig(), batch, "x")
+
+
+def test_a_language_model_below_home(kit, monkeypatch):
+    monkeypatch.setenv("HOME", str(kit.folder))
+    config = dataclasses.replace(kit.model, llm="~/llm")
+    assert config.plan()[1].to_dict() == kit.model.plan()[1].to_dict()
+    assert torch.equal(*(m.build(torch.float32, 0)[0].lm_head.weight for m in (config, kit.model)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": 2}, "holds no stitch at split 2"),
+        ({"split": "shallow"}, "expected a trunk depth"),
+        ({"model": {"fusion": "mix"}}, "fusion is 'mix'"),
+        ({"model": {"llm": "no/where"}}, "language model 'no/where' cannot be read"),
+        ({"model": {"tower": "no/where/at-all"}}, "neither a folder here nor a hub"),
+        ({"model": {"template": "nothing.jinja"}}, "nothing.jinja"),
+        ({"data": {"max_length": 4}}, "max_length"),
+        ({"data": {"files": ["nothing.json"]}}, "nothing.json"),
+    ],
+)
+def test_bad_input_is_one_sentence(kit, tmp_path, changes, message):
+    model = dataclasses.replace(kit.model, **changes.pop("model", {}))
+    data = dataclasses.replace(kit.data, **changes.pop("data", {}))
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        train(model, data, str(tmp_path / "run"), **(kit.options(steps=1) | changes))
+    assert "\n" not in str(error.value)
+
+
+def test_tune_is_checked():
+    with pytest.raises(ValueError, match=r"tune\.llm is 'some'"):
+        TuneConfig(llm="some")
+    with pytest.raises(ValueError, match="trains nothing"):
+        TuneConfig(projector=False)
+    with pytest.raises(ValueError, match="A new model needs"):
+        ModelConfig(llm="x")
+    with pytest.raises(ValueError, match="brings its own"):
+        ModelConfig(start="x", llm="y")
+    with pytest.raises(ValueError, match="files is"):
+        DataConfig(files=[])
+
+
+def test_out_of_memory_is_told_with_advice(kit, tmp_path, monkeypatch):
+    from llava_integration.train import training
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(training.MLLMTrainer, "training_step", full)
+    with pytest.raises(RuntimeError, match=r"Out of memory .*--dry-run"):
+        train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1))
+
+
+def test_dry_run_prints_an_estimate_and_writes_nothing(kit, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ModelConfig, "build", None)  # nothing may be loaded
+    options = kit.options(steps=1)
+    train(kit.model, kit.data, str(tmp_path / "run"), STAGES["lora"], **options, dry_run=True)
+    out = capsys.readouterr().out
+    assert "VST-1" in out
+    assert "VST-3" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_typos_in_a_config_are_refused(kit, tmp_path, capsys, monkeypatch):
+    config = kit.yaml(tmp_path / "run", tune={"lm": "full"})
+    with pytest.raises(SystemExit):
+        command(train, ["--config", str(config)])
+    assert "lm" in capsys.readouterr().err
+    config = kit.yaml(tmp_path / "run", trainer={"learning_rat": 1.0})
+    with pytest.raises(SystemExit, match="did you mean learning_rate"):
+        command(train, ["--config", str(config)])
+
+
+def test_the_split_of_stage_one_is_the_split_of_stage_two(kit, tmp_path):
+    train(kit.model, kit.data, str(tmp_path / "one"), **kit.options(steps=1, split=1))
+    train(ModelConfig(start=str(tmp_path / "one")), kit.data, str(tmp_path / "two"), **kit.options(steps=1))
+    for stage in ("one", "two"):
+        model = t.AutoModelForImageTextToText.from_pretrained(tmp_path / stage)
+        assert model.model.vision_tower.split == 1
+
+
+@pytest.mark.parametrize("stage", ["stage 1", "stitches", "lora"])
+def test_gradient_checkpointing_changes_nothing(kit, stage, tmp_path):
+    found = []
+    for on in (False, True):
+        tune = dataclasses.replace(STAGES[stage], lora_dropout=0.0)
+        folder = tmp_path / str(on)
+        train(kit.model, kit.data, str(folder), tune, **kit.options(steps=3, split=1, gradient_checkpointing=on))
+        found.append([r["loss"] for r in json.loads((folder / "results.json").read_text())["results"]["history"]])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)

@@ -1,0 +1,106 @@
+"""How stitches are fitted, and what a fit reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vst.fit.heldout import StitchReport
+from vst.fit.matching import MATCHES, OBJECTIVES
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How stitches are fitted.
+
+    Attributes:
+        objective: ``ffm`` (match the target's features), ``lfm`` (match at the seam) or ``ridge``
+            (the closed-form start alone).
+        match: units of the loss: ``channel``, ``raw`` or ``norm``; see :class:`vst.fit.matching.Matcher`.
+        start: ``ridge`` (closed form) or ``random``.
+        calibration: pictures for the closed form and the statistics.
+        penalty: of the ridge regression, in standardised units.
+        epochs: passes over the pictures.
+        batch_size: pictures a step, over all processes together.
+        lr: peak learning rate of AdamW, with linear warm-up over ``warmup`` of the steps and a cosine to zero.
+        weight_decay, warmup: see ``lr``.
+        heldout: pictures kept out for the report, at most a fifth; drawn by ``seed``.
+        limit: use only the first so many pictures; None for all.
+        seed: of the held-out draw and of the order.
+        precision: ``auto`` (bf16 autocast on a GPU that has it, else fp32), ``fp32`` or ``bf16``.
+        checkpointing: recompute the tails' activations in the backward pass: less memory, more time.
+        cache: folder for the targets' features, so that later epochs do not run the targets; None for no cache.
+        cache_limit_gb: refuse a larger cache.
+        workers: processes that read pictures.
+        save_every: steps between saved states.
+        deepspeed: path of a DeepSpeed config (ZeRO stages 0 to 2).
+    """
+
+    objective: str = "ffm"
+    match: str = "channel"
+    start: str = "ridge"
+    calibration: int = 256
+    penalty: float = 1e-3
+    epochs: int = 1
+    batch_size: int = 16
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    heldout: int = 64
+    limit: int | None = None
+    seed: int = 0
+    precision: str = "auto"
+    checkpointing: bool = False
+    cache: str | None = None
+    cache_limit_gb: float = 50.0
+    workers: int = 0
+    save_every: int = 200
+    deepspeed: str | None = None
+
+    def __post_init__(self) -> None:
+        known = {
+            "objective": OBJECTIVES,
+            "match": MATCHES,
+            "start": ("ridge", "random"),
+            "precision": ("auto", "fp32", "bf16"),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}.")
+        for name in ("calibration", "epochs", "batch_size", "heldout", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if not self.lr > 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"lr {self.lr} must be positive and warmup {self.warmup} lie in 0..1.")
+        if self.objective == "ridge" and self.start != "ridge":
+            raise ValueError("objective 'ridge' is the closed-form start alone; it needs start='ridge'.")
+        if self.objective != "ffm" and self.match == "norm":
+            raise ValueError("match='norm' compares features after the final norm and goes with objective 'ffm' only.")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit did.
+
+    Attributes:
+        reports: one for every stitch, on held-out pictures.
+        explained: by ``branch@split``, the share of the seam's variance that the closed-form start explains.
+        history: rows of ``step``, ``lr`` and the mean loss by ``branch@split`` since the last row.
+        skipped: reason by name of every picture that could not be read.
+        steps, pictures: optimisation steps; readable pictures were drawn from so many.
+        seconds: by phase, of this process and this call.
+        cache_bytes: size of the target cache on disk when it is full; 0 without one.
+    """
+
+    reports: list[StitchReport]
+    explained: dict[str, float | None]
+    history: list[dict[str, float]]
+    skipped: dict[str, str]
+    steps: int
+    pictures: int
+    seconds: dict[str, float]
+    cache_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict."""
+        return asdict(self)

@@ -1,0 +1,157 @@
+"""How well a tree's stitches do on held-out pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from vst.data.images import ImageTransform
+from vst.data.pictures import ImageSet, collate
+from vst.fit.matching import Teacher
+from vst.fit.similarity import Agreement, AgreementSums, FrechetSums
+from vst.models.vfm import VFM
+from vst.results.progress import track
+from vst.results.tables import table
+from vst.tree.encoder import VSTEncoder
+
+TRUNK_PIXELS = "trunk"
+
+
+class UnreadableHeldout(ValueError):
+    """None of the held-out pictures could be read."""
+
+
+@dataclass(frozen=True)
+class StitchReport:
+    """One stitch on held-out pictures; patch tokens only.
+
+    Attributes:
+        branch, split, enter, family: which stitch.
+        seam: agreement of the stitch's output with the target's own tokens at the depth entered.
+        final: agreement of the branch's features with the target's own.
+        distance: Frechet distance between what the stitch feeds the tail and what the target feeds it, relative to the
+            latter's spread (0 equal, 1 as far as a constant): far off means the tail runs outside what it knows.
+        pictures: how many were read.
+    """
+
+    branch: str
+    split: int
+    enter: int
+    family: str
+    seam: Agreement
+    final: Agreement
+    distance: float
+    pictures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict."""
+        return asdict(self)
+
+
+def transforms(tree: VSTEncoder) -> dict[str, ImageTransform]:
+    """How one picture becomes the pixels of the trunk and of every target: cut once, same grid, own normalisation."""
+    config = tree.config
+    out = {TRUNK_PIXELS: tree.transform()}
+    for b in config.branches:
+        out[f"target_{b.name}"] = ImageTransform(
+            size=config.grid * b.spec.patch, mean=b.spec.mean, std=b.spec.std, cut=config.cut
+        )
+    return out
+
+
+@torch.no_grad()
+def evaluate_stitches(
+    tree: VSTEncoder,
+    images: Any,
+    *,
+    targets: Mapping[str, VFM] | Teacher | None = None,
+    indices: Sequence[int] | None = None,
+    skipped: dict[str, str] | None = None,
+    batch_size: int = 16,
+    show_progress: bool = False,
+) -> list[StitchReport]:
+    """Report every stitch of a tree on pictures that it was not fitted to.
+
+    Args:
+        tree: on any device.
+        images: anything that :class:`vst.data.images.ImageSet` takes, or an ``ImageSet`` with this tree's transforms.
+        targets: whole target models by branch (moved to the tree's device), or a teacher; default: loaded from the
+            sources.
+        indices: use only these pictures.
+        skipped: filled with the reason by name of every picture that could not be read.
+
+    Raises:
+        UnreadableHeldout: no picture could be read.
+    """
+    teacher = targets if isinstance(targets, Teacher) else Teacher(tree, targets)
+    device = next(tree.parameters()).device
+    teacher.to(device)
+    dataset = images if isinstance(images, ImageSet) else ImageSet(images, transforms(tree))
+    subset = Subset(dataset, list(range(len(dataset)) if indices is None else indices))
+    loader = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
+    keys = [(b.name, s) for b in tree.config.branches for s in b.splits]
+    seam, final = {k: AgreementSums() for k in keys}, {k: AgreementSums() for k in keys}
+    distance = {k: FrechetSums() for k in keys}
+    pictures = 0
+    for pixels, kept, lost in track(loader, "held-out pictures", len(loader), show_progress):
+        if skipped is not None:
+            skipped.update({s.name: s.reason for s in lost})
+        if not kept:
+            continue
+        pictures += len(kept)
+        taps = teacher.taps(pixels[TRUNK_PIXELS].to(device))
+        for name, branch in tree.branches.items():
+            target = teacher.target(name, pixels[f"target_{name}"].to(device))
+            for split in branch.config.splits:
+                z = branch.stitches[str(split)](taps[branch.config.reads(split)], tree.trunk)
+                y1 = branch.run_tail(z, split)
+                wanted = branch.tail.patches(target.seams[branch.config.enter(split)])
+                seam[name, split].update(branch.tail.patches(z), wanted)
+                distance[name, split].update(branch.tail.patches(z), wanted)
+                final[name, split].update(branch.tail.patches(y1), branch.tail.patches(target.final))
+    if not pictures:
+        raise UnreadableHeldout(f"None of {len(subset)} held-out pictures could be read: give readable ones.")
+    reports = []
+    for name, split in keys:
+        config = tree.branches[name].config
+        reports.append(
+            StitchReport(
+                branch=name,
+                split=split,
+                enter=config.enter(split),
+                family=config.stitch.family,
+                seam=seam[name, split].result(),
+                final=final[name, split].result(),
+                distance=distance[name, split].result(),
+                pictures=pictures,
+            )
+        )
+    return reports
+
+
+def stitch_table(reports: Sequence[StitchReport]) -> None:
+    """Print how well stitches match on held-out pictures."""
+    table(
+        "Stitches on held-out pictures",
+        ["branch", "split", "enters", "stitch", "seam error", "final error", "by channel", "cosine", "distance"],
+        [
+            (
+                r.branch,
+                r.split,
+                r.enter,
+                r.family,
+                r.seam.error,
+                r.final.error,
+                r.final.channel_error,
+                r.final.cosine,
+                r.distance,
+            )
+            for r in reports
+        ],
+        "errors are relative to the target's own variance (1 = as bad as its mean); distance: of the tail's inputs "
+        "from what the target feeds it (0 equal, 1 as far as a constant)",
+    )

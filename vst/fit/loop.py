@@ -1,0 +1,419 @@
+"""Fit a tree's stitches: a closed-form start, then one loop for all depths, on one process or many."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from vst.data.pictures import ImageSet, collate
+from vst.fit.cache import TargetCache, check_room, digest
+from vst.fit.config import FitConfig, FitResult
+from vst.fit.heldout import TRUNK_PIXELS, StitchReport, UnreadableHeldout, evaluate_stitches, transforms
+from vst.fit.matching import Calibrations, Matcher, Teacher
+from vst.fit.precision import uses_bf16
+from vst.fit.processes import accelerator_for, check_engine, gathered
+from vst.fit.schedule import schedule
+from vst.fit.states import PROGRESS, drop_states, latest_state, save_state
+from vst.models.vfm import VFM
+from vst.results.folders import Run, read_json
+from vst.results.progress import progress, track
+from vst.tree.encoder import VSTEncoder
+
+OPERATIONAL = ("workers", "save_every", "cache", "cache_limit_gb", "checkpointing")
+
+
+def fit_stitches(
+    tree: VSTEncoder,
+    images: Any,
+    config: FitConfig | None = None,
+    *,
+    targets: Mapping[str, VFM] | None = None,
+    heldout_images: Any = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    show_progress: bool = True,
+    **changes: Any,
+) -> FitResult:
+    """Fit all stitches of a tree, in place; the frozen models do not change.
+
+    Runs as one process, or as many under ``torchrun`` / ``accelerate launch`` (each calls this alike; the global batch
+    and so the result stay the same).
+
+    Args:
+        tree: to fit.
+        images: a folder, a Hugging Face dataset, a list of paths or any iterable of PIL images. Files that cannot be
+            read are skipped and counted.
+        config: see :class:`FitConfig`.
+        targets: by branch, the whole models to match; default: loaded from the branches' sources.
+        heldout_images: pictures for the report; default: ``config.heldout`` of ``images``.
+        folder: run folder for config, state, results and stitches; None writes nothing.
+        resume: go on with the run in ``folder``; gives what the uninterrupted run would have given.
+        overwrite: start the run in ``folder`` again.
+        show_progress: bars (or lines where there is no terminal) with the time left.
+        changes: fields of the config to replace, such as ``epochs=2``.
+
+    Returns:
+        The result; ``folder`` then also holds ``results.json`` and ``stitches/``.
+
+    Raises:
+        FileExistsError: ``folder`` is in use and neither flag was given.
+        ValueError: bad options, no readable picture, targets that are not the branches' models.
+        RuntimeError: a loss that is not finite.
+    """
+    config = replace(config or FitConfig(), **changes)
+    home = next(tree.parameters()).device
+    try:
+        return _Fit(tree, images, config, targets, heldout_images, show_progress).run(folder, resume, overwrite)
+    finally:
+        for model in (tree, *(targets or {}).values()):
+            model.to(home)
+
+
+class _Fit:
+    """One fit: data, frozen models, loop, state."""
+
+    def __init__(
+        self,
+        tree: VSTEncoder,
+        images: Any,
+        config: FitConfig,
+        targets: Mapping[str, VFM] | None,
+        heldout_images: Any,
+        show: bool,
+    ) -> None:
+        if not tree.branches:
+            raise ValueError("This tree has no branches, so there is nothing to fit.")
+        self.tree, self.config = tree, config
+        self.accelerator = accelerator_for(config)
+        self.main = self.accelerator.is_main_process
+        self.show = show and self.main
+        self.device = self.accelerator.device
+        if any(p.dtype != torch.float32 for s in tree.stitches().values() for p in s.parameters()):
+            raise ValueError("The tree's stitches are not fp32; load it with dtype=torch.float32 to fit them.")
+        self.bf16 = uses_bf16(config.precision, self.device)
+        self.data = ImageSet(images, transforms(tree), limit=config.limit)
+        self.heldout_data = self.data if heldout_images is None else ImageSet(heldout_images, transforms(tree))
+        self.train, self.heldout = self._divide(heldout_images is None)
+        self.teacher = Teacher(tree, targets).to(self.device)
+        self.skipped: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.caches: dict[str, TargetCache] = {}
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _divide(self, hold_out: bool) -> tuple[list[int], list[int]]:
+        order = torch.randperm(len(self.data), generator=_generator(self.config.seed)).tolist()
+        if not hold_out:
+            return order, list(range(len(self.heldout_data)))
+        held = min(self.config.heldout, len(order) // 5)
+        if not held:
+            raise ValueError(
+                f"{len(order)} pictures were given; a fit needs 5 to keep one out: pass more, or heldout_images."
+            )
+        return order[held:], order[:held]
+
+    def run(self, folder: str | Path | None, resume: bool, overwrite: bool) -> FitResult:
+        began = time.monotonic()
+        run = self._open(folder, resume, overwrite)
+        if run is not None and resume and run.path("results.json").exists():
+            return self._finished(run)
+        state = latest_state(run) if resume else None
+        explained: dict[str, float | None] = {}
+        if self.config.objective == "ridge":
+            explained = self._calibrate(None)
+            history: list[dict[str, float]] = []
+            steps = 0
+        else:
+            matcher = Matcher(self.teacher, self.config.objective, self.config.match)
+            if state is None:
+                explained = self._calibrate(matcher)
+            steps, history, explained = self._loop(matcher, run, state, explained)
+        result = self._report(run, steps, history, explained, began)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _open(self, folder: str | Path | None, resume: bool, overwrite: bool) -> Run | None:
+        if folder is None:
+            if resume or overwrite:
+                raise ValueError("resume and overwrite need a folder: name the run's.")
+            return None
+        # What a resumed run may change without changing its result is left out.
+        fit = {k: v for k, v in asdict(self.config).items() if k not in OPERATIONAL}
+        facts = {
+            "fit": {**fit, "precision": "bf16" if self.bf16 else "fp32"},
+            "tree": self.tree.config.to_dict(),
+            "pictures": {"count": len(self.data), "fingerprint": self.data.fingerprint()},
+            "heldout": {"count": len(self.heldout), "fingerprint": self.heldout_data.fingerprint()},
+        }
+        run = None
+        if self.main:
+            run = Run(folder, facts, resume=resume, overwrite=overwrite)
+            if overwrite:
+                drop_states(run)
+        self.accelerator.wait_for_everyone()
+        return run or Run(folder, facts, resume=True)
+
+    def _batch(self, pixels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: p.to(self.device) for name, p in pixels.items()}
+
+    @torch.no_grad()
+    def _calibrate(self, matcher: Matcher | None) -> dict[str, float | None]:
+        """Closed-form start; every process does the same, so nothing has to be exchanged."""
+        began = time.monotonic()
+        chosen = self.train[: self.config.calibration]
+        loader = DataLoader(Subset(self.data, chosen), batch_size=16, collate_fn=collate)
+        sums, seen = Calibrations(self.tree), 0
+        for pixels, kept, skipped in track(loader, "calibration", len(loader), self.show):
+            self.skipped.update({s.name: s.reason for s in skipped})
+            if kept:
+                seen += len(kept)
+                pixels = self._batch(pixels)
+                with self._autocast():
+                    taps = self.teacher.taps(pixels[TRUNK_PIXELS])
+                    targets = {n: self.teacher.target(n, pixels[f"target_{n}"]) for n in self.tree.branches}
+                sums.update(taps, targets)
+        if not seen:
+            raise ValueError(f"None of {len(chosen)} pictures could be read ({_reasons(self.skipped)}).")
+        explained = sums.start(ridge=self.config.start == "ridge", penalty=self.config.penalty)
+        if matcher is not None:
+            sums.set_scales(matcher)
+        self.seconds["calibration"] = time.monotonic() - began
+        return {f"{name}@{split}": value for (name, split), value in explained.items()}
+
+    def _plan(self) -> list[list[int]]:
+        """Global batches of all epochs: what each step sees depends on the seed alone, not on how many processes."""
+        batches = []
+        for epoch in range(self.config.epochs):
+            order = torch.randperm(len(self.train), generator=_generator(self.config.seed, epoch + 1)).tolist()
+            size = self.config.batch_size
+            batches += [[self.train[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
+        return batches
+
+    def _loop(
+        self, matcher: Matcher, run: Run | None, state: Path | None, explained: dict[str, float | None]
+    ) -> tuple[int, list[dict[str, float]], dict[str, float | None]]:
+        config, accelerator = self.config, self.accelerator
+        parameters = [p for p in matcher.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        model, optimizer = accelerator.prepare(matcher.to(self.device), optimizer)
+        check_engine(config, model)
+        if config.cache is not None:
+            self._open_caches(matcher)
+        plan, first, history = self._plan(), 0, []
+        if state is not None:
+            accelerator.load_state(str(state))
+            saved = read_json(state / PROGRESS)
+            first, history, explained = saved["step"], saved["history"], saved["explained"]
+            self.skipped.update(saved["skipped"])
+        rank, world = accelerator.process_index, accelerator.num_processes
+        shares = [batch[rank::world] for batch in plan[first:]]
+        loader = DataLoader(self.data, batch_sampler=_Shares(shares), collate_fn=collate, num_workers=config.workers)
+        began, window = time.monotonic(), _Window(matcher.keys)
+        for branch in self.tree.branches.values():
+            branch.tail.checkpointing = config.checkpointing
+        try:
+            with progress(f"{config.objective} fit", len(plan), self.show) as bar:
+                bar.skip(first)
+                for step, (pixels, kept, skipped) in enumerate(loader, start=first):
+                    self.skipped.update({s.name: s.reason for s in skipped})
+                    rate = config.lr * schedule(step, len(plan), config.warmup)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    rows = [shares[step - first][i] for i in kept]
+                    losses = self._step(model, matcher, optimizer, self._batch(pixels), rows)
+                    if losses is not None:
+                        window.add(losses)
+                    last = step + 1 == len(plan)
+                    save = run is not None and not last and (step + 1) % config.save_every == 0
+                    if last or save or (step + 1) % 10 == 0:
+                        history.append({"step": step + 1, "lr": rate, **window.mean(accelerator, step + 1)})
+                    bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
+                    if run is not None and save:
+                        facts = {"step": step + 1, "history": history, "explained": explained}
+                        save_state(accelerator, run, {**facts, "skipped": gathered(accelerator, self.skipped)})
+        finally:
+            for branch in self.tree.branches.values():
+                branch.tail.checkpointing = False
+        self.seconds["fit"] = time.monotonic() - began
+        return len(plan), history, explained
+
+    def _step(self, model: Any, matcher: Matcher, optimizer: Any, pixels: Any, rows: list[int]) -> torch.Tensor | None:
+        """One optimisation step on this process' share; None where no process had a readable picture."""
+        accelerator = self.accelerator
+        world, share = accelerator.num_processes, 1.0
+        if world > 1:  # shares may differ (skipped pictures, a short last batch): weigh them by their pictures
+            counts = accelerator.gather(torch.tensor([len(rows)], device=self.device)).tolist()
+            if not sum(counts):
+                return None
+            share = len(rows) * world / sum(counts)
+        elif not rows:
+            return None
+        if rows:
+            with self._autocast():
+                taps = self.teacher.taps(pixels[TRUNK_PIXELS])
+                targets = {n: self._targets(matcher, n, pixels[f"target_{n}"], rows) for n in self.tree.branches}
+        else:
+            taps, targets = self._blank(matcher)
+        with self._autocast():
+            losses = model(taps, targets)
+        accelerator.backward(losses.sum() * share)
+        optimizer.step()
+        optimizer.zero_grad()
+        return losses.detach() if rows else None
+
+    @torch.no_grad()
+    def _blank(self, matcher: Matcher) -> tuple[Any, Any]:
+        """Stand-ins for a process without a readable picture: it takes part in the exchange of gradients, times 0."""
+        size = self.data.transforms
+        pixels = {n: torch.zeros(1, 3, t.size, t.size, device=self.device) for n, t in size.items()}
+        names = self.tree.branches
+        with self._autocast():
+            taps = self.teacher.taps(pixels[TRUNK_PIXELS])
+            return taps, {n: matcher.wanted(n, self.teacher.target(n, pixels[f"target_{n}"])) for n in names}
+
+    def _targets(self, matcher: Matcher, name: str, pixels: torch.Tensor, rows: Sequence[int]) -> Any:
+        cache = self.caches.get(name)
+        if cache is None:
+            return matcher.wanted(name, self.teacher.target(name, pixels))
+        if not cache.has(rows):
+            cache.write(rows, matcher.wanted(name, self.teacher.target(name, pixels)))
+        return cache.read(rows, self.device)  # read back even when just written: every epoch sees the same rounding
+
+    def _open_caches(self, matcher: Matcher) -> None:
+        grid, root = self.tree.config.grid, self.config.cache or ""
+        fingerprint = self.data.fingerprint()
+        wanted: dict[str, tuple[str, dict[int, tuple[int, int]]]] = {}
+        for name, branch in self.tree.branches.items():
+            b = branch.config
+            if matcher.objective == "ffm":
+                shapes = {b.stop: (grid**2, b.spec.width)}
+            else:
+                shapes = dict.fromkeys(b.enters, (b.spec.prefix + grid**2, b.spec.width))
+            facts = {
+                "pictures": fingerprint,
+                "transform": repr(self.data.transforms[f"target_{name}"]),
+                "spec": b.spec.to_dict(),
+                "shapes": shapes,
+                "bf16": self.bf16,
+            }
+            weights = {f"head.{k}": v for k, v in self.teacher.heads[name].state_dict().items()}
+            weights |= {f"tail.{k}": v for k, v in branch.tail.state_dict().items()}
+            wanted[name] = digest(facts, weights), shapes
+        if self.main:
+            size = check_room(root, dict(wanted.values()), len(self.data), self.config.cache_limit_gb)
+            if self.show:
+                print(f"target cache: {size / 1e9:.2f} GB when full, in {root}", file=sys.stderr)
+            for key, shapes in wanted.values():
+                TargetCache(root, key, len(self.data), shapes)
+        self.accelerator.wait_for_everyone()
+        self.caches = {n: TargetCache(root, key, len(self.data), shapes) for n, (key, shapes) in wanted.items()}
+
+    def _report(
+        self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None], began: float
+    ) -> FitResult:
+        skipped = gathered(self.accelerator, self.skipped)
+        reports: list[StitchReport] = []
+        if self.main:
+            if run is not None:  # before the report, so that nothing can cost what was trained
+                self.tree.save_stitches(run.path("stitches"), overwrite=True)
+            at = time.monotonic()
+            try:
+                reports = evaluate_stitches(
+                    self.tree,
+                    self.heldout_data,
+                    targets=self.teacher,
+                    indices=self.heldout,
+                    skipped=skipped,
+                    show_progress=self.show,
+                )
+            except UnreadableHeldout as error:
+                warnings.warn(f"No report: {error}", stacklevel=2)
+            self.seconds["report"] = time.monotonic() - at
+        self.seconds["total"] = time.monotonic() - began
+        result = FitResult(
+            reports=reports,
+            explained=explained,
+            history=history,
+            skipped=dict(sorted(skipped.items())),
+            steps=steps,
+            pictures=len(self.train),
+            seconds=dict(self.seconds),
+            cache_bytes=sum(c.size for c in self.caches.values()),
+        )
+        if run is not None and self.main:
+            run.finish(result.to_dict())
+            drop_states(run)
+        return result
+
+    def _finished(self, run: Run) -> FitResult:
+        """A run that had finished: its stitches and results, read back."""
+        from safetensors.torch import load_file
+
+        from vst.fit.similarity import Agreement
+        from vst.tree.saving import STITCHES
+
+        self.tree.load_state_dict(load_file(run.path("stitches") / STITCHES), strict=False)
+        values = read_json(run.path("results.json"))["results"]
+        reports = [
+            StitchReport(**{**r, "seam": Agreement(**r["seam"]), "final": Agreement(**r["final"])})
+            for r in values.pop("reports")
+        ]
+        return FitResult(reports=reports, **values)
+
+
+class _Shares:
+    """A batch sampler of ready lists."""
+
+    def __init__(self, shares: list[list[int]]) -> None:
+        self.shares = shares
+
+    def __iter__(self) -> Any:
+        return iter(self.shares)
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+
+class _Window:
+    """Mean losses since the last row of the history."""
+
+    def __init__(self, keys: list[tuple[str, int]]) -> None:
+        self.keys, self.sum, self.count = keys, torch.zeros(len(keys)), 0
+
+    def add(self, losses: torch.Tensor) -> None:
+        self.sum, self.count = self.sum.to(losses.device) + losses, self.count + 1
+
+    def mean(self, accelerator: Any, step: int) -> dict[str, float]:
+        both = torch.cat(
+            [self.sum.to(accelerator.device), torch.tensor([float(self.count)], device=accelerator.device)]
+        )
+        *total, count = accelerator.reduce(both, reduction="sum").tolist()
+        means = {f"{n}@{s}": value / max(count, 1) for (n, s), value in zip(self.keys, total, strict=True)}
+        bad = [key for key, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise RuntimeError(
+                f"The loss of {', '.join(bad)} is not finite near step {step}: lower lr, or use precision fp32; the "
+                "last saved state is kept."
+            )
+        self.sum, self.count = torch.zeros(len(self.keys)), 0
+        return {"mean": sum(means.values()) / len(means), **means}
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    return torch.Generator().manual_seed(sum(n * 1_000_003**i for i, n in enumerate(numbers)))
+
+
+def _reasons(skipped: Mapping[str, str]) -> str:
+    shown = [f"{name}: {reason}" for name, reason in list(skipped.items())[:3]]
+    return "; ".join(shown) + ("; ..." if len(skipped) > 3 else "")

@@ -1,0 +1,1 @@
+"""One vision foundation model: what is known of it, its blocks, and where its weights come from."""

@@ -1,0 +1,70 @@
+"""Where weights come from: timm, Hugging Face (hub or folder) and open_clip, all turned into one layout."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from vst.models.checkpoints import huggingface, openclip, timm_hub
+from vst.models.checkpoints.names import known_names, resolve
+from vst.models.spec import VFMSpec
+from vst.models.vfm import VFM
+
+__all__ = ["describe", "known_names", "load_vfm"]
+
+_READERS: dict[str, ModuleType] = {"timm": timm_hub, "hf": huggingface, "open_clip": openclip}
+
+
+def describe(source: str) -> VFMSpec:
+    """The spec of a model, without its weights: nothing but a config file is ever fetched.
+
+    Args:
+        source: ``timm:NAME``, ``hf:ID-or-folder``, ``open_clip:ARCH/TAG`` or a ready name (:func:`known_names`).
+
+    Raises:
+        ValueError: an unknown source, or a model that a VFM cannot represent.
+        FileNotFoundError, RuntimeError: a folder without a config, or a config that could not be fetched.
+    """
+    scheme, name = resolve(source)
+    return _READERS[scheme].describe(name)
+
+
+def load_vfm(
+    source: str,
+    *,
+    grid: int | None = None,
+    image_size: int | None = None,
+    pretrained: bool = True,
+    seed: int = 0,
+    **parts: Any,
+) -> VFM:
+    """Load a model, whole or in part, at one grid; weights are fp32 whatever the file holds.
+
+    Args:
+        source: as for :func:`describe`.
+        grid: patches a side; the default is the model's native grid.
+        image_size: the same in pixels; give one or none of the two.
+        pretrained: ``False`` gives random weights and needs no network. A partial model then holds the same numbers
+            as the same part of the whole model of that seed.
+        seed: of the random weights.
+        parts: ``start``, ``stop``, ``stem``, ``norm`` as in :class:`vst.models.vfm.VFM`; only what they ask for stays.
+
+    Raises:
+        ValueError: an unknown source, a model that a VFM cannot represent, a grid that does not fit, or a checkpoint
+            whose tensors do not.
+        FileNotFoundError, RuntimeError: weights that are not there or could not be fetched.
+    """
+    scheme, name = resolve(source)
+    spec = _READERS[scheme].describe(name)
+    if grid is not None and image_size is not None:
+        raise ValueError(f"{source}: grid={grid} and image_size={image_size} were both given; give one of them.")
+    if image_size is not None:
+        grid = spec.grid(image_size)
+    if grid is None:
+        grid = spec.grid(spec.image_size)
+    if pretrained:
+        tensors = _READERS[scheme].read(name, spec, parts)
+    else:
+        tensors = VFM(spec, spec.grid(spec.image_size), **parts).reset_parameters(seed).state_dict()
+    tensors = {n: t.float() for n, t in tensors.items()}
+    return VFM.from_tensors(spec, tensors, grid, **parts).eval()

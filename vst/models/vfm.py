@@ -1,0 +1,315 @@
+"""One vision foundation model, seen as stem -> blocks -> norm.
+
+Shape suffixes: B batch, T tokens (prefix + patches), N patches (grid * grid), D width.
+A *depth* n always means "after n blocks": depth 0 is the stem's output, depth ``spec.depth`` the last block's.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import GluMlp, LayerNorm, create_rope_embed, get_act_layer
+from timm.models.eva import EvaBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vst.models.spec import VFMSpec
+
+
+class VFM(nn.Module):
+    """A vision transformer, whole or a range of its blocks, at one grid.
+
+    Parameter names are timm's (``patch_embed.proj``, ``blocks.N.attn.qkv``, ...), with absolute block numbers in a
+    partial model. A class token's own position is added into ``cls_token``, so ``pos_embed`` holds patches only.
+
+    Args:
+        spec: what to build.
+        grid: patches a side.
+        start, stop: blocks ``start`` to ``stop - 1`` are built; the default is all of them.
+        stem: whether patch embedding, prefix tokens and positions are built.
+        norm: whether the final norm is built.
+    """
+
+    rope: Tensor | None
+    patch_embed: Any
+
+    def __init__(
+        self, spec: VFMSpec, grid: int, *, start: int = 0, stop: int | None = None, stem: bool = True, norm: bool = True
+    ) -> None:
+        super().__init__()
+        stop = spec.depth if stop is None else stop
+        if not 0 <= start <= stop <= spec.depth:
+            raise ValueError(
+                f"{spec.source}: blocks {start} to {stop} were asked for; it has {spec.depth}: use 0 <= start <= stop "
+                f"<= {spec.depth}."
+            )
+        if grid < 1:
+            raise ValueError(f"{spec.source}: a grid of {grid} patches a side was given; expected at least 1.")
+        self.spec, self.grid, self.start, self.stop = spec, grid, start, stop
+        self.checkpointing = False
+        layer_norm = partial(LayerNorm, eps=spec.norm_eps)
+        if stem:
+            self.patch_embed = nn.Module()
+            self.patch_embed.proj = nn.Conv2d(3, spec.width, spec.patch, spec.patch, bias=not spec.pre_norm)
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width)) if spec.cls else None
+            self.reg_token = nn.Parameter(torch.zeros(1, spec.registers, spec.width)) if spec.registers else None
+            learned = spec.position == "learned"
+            self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid, spec.width)) if learned else None
+            self.norm_pre = layer_norm(spec.width) if spec.pre_norm else nn.Identity()
+        self.has_stem = stem
+        self.blocks = nn.ModuleDict({str(i): _block(spec, layer_norm) for i in range(start, stop)})
+        self.norm = layer_norm(spec.width) if norm else None
+        self.register_buffer("rope", _rope_table(spec, grid), persistent=False)
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f"{self.spec.source}, grid={self.grid}, blocks {self.start}..{self.stop}, stem={self.has_stem}"
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.grid * self.spec.patch
+
+    @property
+    def tokens(self) -> int:
+        """T: prefix and patch tokens of one picture."""
+        return self.spec.prefix + self.grid**2
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Pixels ``[B, 3, S, S]`` to the stem's output ``[B, T, D]`` (depth 0).
+
+        Raises:
+            ValueError: pictures of another size, or a model that was built without its stem.
+        """
+        if not self.has_stem:
+            raise ValueError(f"{self.spec.source} was built without its stem and cannot see pixels: feed it tokens.")
+        side = self.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
+            raise ValueError(
+                f"{self.spec.source} got pictures of shape {list(pixels.shape)}; expected [batch, 3, {side}, {side}]: "
+                "prepare them with the tree's transform()."
+            )
+        x = self.patch_embed.proj(pixels).flatten(2).transpose(1, 2)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        return self.norm_pre(torch.cat([*prefix, x], dim=1) if prefix else x)
+
+    def run(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Run blocks ``start`` to ``stop - 1`` on tokens ``[B, T, D]`` at depth ``start``.
+
+        Raises:
+            ValueError: a block that this (partial) model does not hold.
+        """
+        if not self.start <= start <= stop <= self.stop:
+            raise ValueError(
+                f"{self.spec.source}: blocks {start} to {stop} were asked for, {self.start} to {self.stop} are held: "
+                "load the model with the blocks that are needed."
+            )
+        for i in range(start, stop):
+            x = self._step(i, x)
+        return x
+
+    def _step(self, i: int, x: Tensor) -> Tensor:
+        block = self.blocks[str(i)]
+        call = block if self.rope is None else partial(block, rope=self.rope)
+        if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
+            from torch.utils.checkpoint import checkpoint
+
+            return checkpoint(call, x, use_reentrant=False)
+        return call(x)
+
+    def taps(self, pixels: Tensor, depths: Iterable[int]) -> dict[int, Tensor]:
+        """Outputs ``[B, T, D]`` at several depths in one pass; nothing beyond the deepest is run."""
+        wanted = sorted(set(depths))
+        x, at, out = self.embed(pixels), 0, {}
+        for depth in wanted:
+            x = self.run(x, at, depth)
+            at, out[depth] = depth, x
+        return out
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """All held blocks and the final norm: ``[B, 3, S, S]`` to ``[B, T, D]``."""
+        x = self.run(self.embed(pixels), 0, self.stop)
+        return x if self.norm is None else self.norm(x)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Drop the prefix tokens: ``[B, T, D]`` to ``[B, N, D]``."""
+        return x[:, self.spec.prefix :]
+
+    def read(self, x: Tensor) -> Tensor:
+        """Patch tokens ``[B, N, D]`` of tokens ``[B, T, D]``, after the final norm where the model holds it."""
+        return self.patches(x if self.norm is None else self.norm(x))
+
+    def reset_parameters(self, seed: int = 0) -> VFM:
+        """Random weights (normal, std 0.02, clipped at two), by ``seed`` and name; returns self.
+
+        A partial model gets the same weights as the whole one.
+        """
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if p.ndim > 1:
+                    # the CPU generator keeps 32 bits of a seed: name and seed are hashed into them
+                    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+                    p.copy_(torch.empty(p.shape).normal_(0, 0.02, generator=generator).clamp_(-0.04, 0.04))
+                elif name.endswith("bias"):
+                    p.zero_()
+        return self
+
+    @classmethod
+    def from_tensors(cls, spec: VFMSpec, tensors: Mapping[str, Tensor], grid: int, **parts: Any) -> VFM:
+        """Build around existing tensors without allocating weights first.
+
+        Args:
+            spec: of the model.
+            tensors: a state dict in this class's layout, at the spec's native grid; more blocks than needed are
+                ignored, anything else that is foreign is an error.
+            grid: patches a side to build for; the position table is resampled once, here.
+            parts: ``start``, ``stop``, ``stem``, ``norm`` as in the constructor.
+
+        Raises:
+            ValueError: a missing, a foreign or a wrongly shaped tensor.
+        """
+        with torch.device("meta"):
+            model = cls(spec, grid, **parts)
+        tensors = dict(tensors)
+        if "pos_embed" in tensors:
+            tensors["pos_embed"] = resample_positions(tensors["pos_embed"], grid, antialias=spec.antialias)
+        whole = set(tensors)
+        expected = {name: p.shape for name, p in model.named_parameters()}
+        foreign = {n for n in whole - set(expected) if not _left_out(n, model)}
+        check_tensors(spec.source, expected, {n: tensors[n].shape for n in whole & (set(expected) | foreign)})
+        model.load_state_dict({n: tensors[n] for n in expected}, strict=True, assign=True)
+        return model.materialise()
+
+    def materialise(self) -> VFM:
+        """Make what a checkpoint does not carry (DINOv3's zero key biases) after a build on ``meta``; returns self."""
+        for name, buffer in list(self.named_buffers()):
+            if buffer.is_meta and name.endswith("k_bias"):
+                owner: Any = self.get_submodule(name.rpartition(".")[0])
+                owner.k_bias = torch.zeros(buffer.shape, dtype=owner.q_bias.dtype)
+        return self
+
+    def renew_buffers(self) -> VFM:
+        """Fill what no checkpoint carries (rotary table, zero key biases) after a loader left placeholders there."""
+        for name, buffer in self.named_buffers():
+            if name.endswith("k_bias") and not buffer.is_meta:
+                buffer.zero_()
+        if self.rope is not None and not self.rope.is_meta:
+            self.rope = _rope_table(self.spec, self.grid).to(self.rope.device)  # type: ignore[union-attr]
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> VFM:
+        super()._apply(fn, recurse)
+        if self.rope is not None and self.rope.dtype != torch.float32:  # angles lose their meaning in half precision
+            self.rope = _rope_table(self.spec, self.grid).to(self.rope.device)  # type: ignore[union-attr]
+        return self
+
+
+def check_tensors(
+    what: str, expected: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]], hint: str | None = None
+) -> None:
+    """Compare names and shapes of a checkpoint with what a model needs.
+
+    Raises:
+        ValueError: names (at most five of each) what is missing, foreign or of another shape.
+    """
+    missing, foreign = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    shapes = [
+        f"{n} is {list(given[n])}, not {list(expected[n])}"
+        for n in sorted(set(expected) & set(given))
+        if tuple(expected[n]) != tuple(given[n])
+    ]
+    problems = [
+        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        for kind, names in (("missing", missing), ("foreign", foreign), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"The tensors given for {what} do not fit it: {'; '.join(problems)}. "
+            + (hint or "Check that the checkpoint is complete and is the model that its config describes.")
+        )
+
+
+def resample_positions(table: Tensor, grid: int, *, antialias: bool) -> Tensor:
+    """Bicubic resampling of a position table ``[1, n * n, D]`` to ``[1, grid * grid, D]``, computed in fp32."""
+    side = math.isqrt(table.shape[1])
+    if side * side != table.shape[1]:
+        raise ValueError(f"A position table of {table.shape[1]} entries is not square; expected n * n patches.")
+    if side == grid:
+        return table
+    image = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias)
+    return image.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).to(table.dtype)
+
+
+def _left_out(name: str, model: VFM) -> bool:
+    """Whether a tensor belongs to a part of the whole model that this (partial) build leaves out."""
+    head, _, rest = name.partition(".")
+    if head == "blocks":
+        number = rest.partition(".")[0]
+        return number.isdigit() and int(number) < model.spec.depth and number not in model.blocks
+    if head == "norm":
+        return model.norm is None
+    return head in {"patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre"} and not model.has_stem
+
+
+def _block(spec: VFMSpec, layer_norm: Any) -> nn.Module:
+    ratio = (spec.hidden + 0.5) / spec.width  # timm takes int(width * ratio): the half keeps rounding from losing one
+    scale = 1.0 if spec.layer_scale else None
+    if spec.position == "rotary":
+        if spec.mlp not in ("gelu", "swiglu"):
+            raise ValueError(f"{spec.source}: rotary blocks have a gelu or swiglu MLP, not {spec.mlp}.")
+        return EvaBlock(
+            spec.width,
+            spec.heads,
+            qkv_bias=spec.qkv_bias,
+            mlp_ratio=ratio,
+            swiglu_mlp=spec.mlp == "swiglu",
+            swiglu_align_to=8 if spec.mlp == "swiglu" else 0,
+            rotate_half=True,
+            num_prefix_tokens=spec.prefix,
+            init_values=scale,
+            norm_layer=layer_norm,
+        )
+    if spec.mlp == "swiglu":
+        mlp: Any = partial(GluMlp, gate_last=False)
+        ratio, act = (2 * spec.hidden + 0.5) / spec.width, nn.SiLU
+    else:
+        from timm.layers import Mlp
+
+        mlp, act = Mlp, get_act_layer(spec.mlp)
+    return Block(
+        spec.width,
+        spec.heads,
+        mlp_ratio=ratio,
+        qkv_bias=spec.qkv_bias,
+        init_values=scale,
+        norm_layer=layer_norm,
+        act_layer=act,
+        mlp_layer=mlp,
+    )
+
+
+def _rope_table(spec: VFMSpec, grid: int) -> Tensor | None:
+    """DINOv3's sine and cosine table ``[N, 2 * head width]``, fp32; a function of the grid alone."""
+    if spec.position != "rotary":
+        return None
+    with torch.device("cpu"):  # also when the model around it is being built on meta
+        rope: Any = create_rope_embed(
+            rope_type="dinov3",
+            dim=spec.width,
+            num_heads=spec.heads,
+            feat_shape=[grid, grid],
+            temperature=spec.rope_temperature,
+            grid_indexing="ij",
+            rotate_half=True,
+        )
+        return rope.get_embed().detach().clone()

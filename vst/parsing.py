@@ -1,0 +1,105 @@
+"""From functions to command lines: parameters as options, docstrings as help, YAML files, errors in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vst.fit.processes import leave_group
+
+Function = Callable[..., Any]
+
+
+def command(function: Function, args: list[str] | None = None) -> None:
+    """Run one function as a script of its own, its parameters as options (``train/stitch.py`` and its like)."""
+    parsed = _add(_parser(), function)
+    _call(function, parsed.instantiate_classes(parsed.parse_args(_words(args))).as_dict())
+
+
+def parse(
+    functions: Sequence[Function], args: list[str] | None = None, *, prog: str = "vst", description: str = ""
+) -> Any:
+    """Parse a command line with a subcommand for each function: ``subcommand`` and, under its name, the values.
+
+    Args:
+        functions: one a subcommand, named alike; a first parameter without a default that is named ``path`` can be
+            given without its name.
+        args: words; default: the process'.
+        prog, description: for the help.
+    """
+    out = _parser(prog=prog, description=description.split("\n")[0].replace("`", ""))
+    choices = out.add_subcommands(title="commands", metavar="COMMAND")
+    for function in functions:
+        choices.add_subcommand(function.__name__, _add(_parser(), function), help=_summary(function))
+    return out.instantiate_classes(out.parse_args(_words(args)))
+
+
+def run(functions: Sequence[Function], args: list[str] | None = None, **texts: str) -> None:
+    """Parse as :func:`parse` does, and call the function that was named."""
+    values = parse(functions, args, **texts).as_dict()
+    function = next(f for f in functions if f.__name__ == values["subcommand"])
+    _call(function, values[function.__name__])
+
+
+def _words(args: list[str] | None) -> list[str]:
+    """The words with options' hyphens as underscores, so that both can be typed."""
+    out = []
+    for word in sys.argv[1:] if args is None else args:
+        name, equals, value = word.partition("=")
+        out.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word)
+    return out
+
+
+def _parser(**options: Any) -> Any:
+    try:
+        from jsonargparse import ArgumentParser, set_parsing_settings
+    except ImportError:
+        sys.exit('The command line needs jsonargparse: pip install "vfm-stitch-tree[fit]".')
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return ArgumentParser(formatter_class=_Help, allow_abbrev=False, **options)
+
+
+def _call(function: Function, values: dict[str, Any]) -> None:
+    """Call; errors that users can mend end the process with one sentence (VST_DEBUG=1 shows where they came from)."""
+    try:
+        function(**_without_config(values))
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        if os.environ.get("VST_DEBUG"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+    leave_group()
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keep the line breaks of examples, and show defaults."""
+
+
+def _add(parser: Any, function: Function) -> Any:
+    """Options for a function's parameters; switches can stand alone, or be followed by true or false."""
+    from docstring_parser import parse as parse_docstring
+    from jsonargparse import ActionYesNo
+
+    doc = (function.__doc__ or "").partition("Args:")[0]
+    parser.description = "\n".join(line.removeprefix("    ") for line in doc.splitlines()).strip()
+    parser.add_argument("--config", action="config", help="YAML file with any of these options; options given win")
+    given = inspect.signature(function).parameters
+    switches = {name: p.default for name, p in given.items() if isinstance(p.default, bool)}
+    first = next(iter(given.values()))
+    positional = first.name == "path" and first.default is inspect.Parameter.empty
+    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip=set(switches))
+    told = {p.arg_name: p.description for p in parse_docstring(function.__doc__ or "").params}
+    for name, default in switches.items():
+        parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=default, help=told.get(name))
+    return parser
+
+
+def _summary(function: Function) -> str:
+    return (function.__doc__ or "").split("\n")[0]
+
+
+def _without_config(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_config(v) if isinstance(v, dict) else v for k, v in values.items() if k != "config"}

@@ -1,0 +1,60 @@
+"""The model card that goes with a saved tree."""
+
+from __future__ import annotations
+
+from vst.tree.config import VSTConfig
+
+
+def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
+    """Markdown with hub metadata: what the tree is made of, each part's licence, how to load it."""
+    parts = {"trunk": (config.trunk, f"blocks 1 to {config.trunk_depth()}")}
+    for b in config.branches:
+        parts[f"branch `{b.name}`"] = (b.spec, f"blocks {min(b.enters) + 1} to {b.stop}")
+    licences = sorted({spec.license for spec, _ in parts.values()})
+    rows = [
+        f"| {what} | `{spec.source}` | {held} of {spec.depth} | {spec.width} | {spec.license} |"
+        for what, (spec, held) in parts.items()
+    ]
+    stitches = [
+        f"| `{b.name}` | {b.stitch.family} | {', '.join(map(str, b.splits))} | {', '.join(map(str, b.enters))} |"
+        for b in config.branches
+    ]
+    weights = (
+        "This folder holds the stitches alone; the frozen models are loaded from the sources below."
+        if stitches_only
+        else "This folder is self-contained: loading needs no network."
+    )
+    return "\n".join(
+        [
+            "---",
+            "library_name: vfm-stitch-tree",
+            "pipeline_tag: image-feature-extraction",
+            f"license: {licences[0] if len(licences) == 1 and licences[0] != 'unknown' else 'other'}",
+            "tags: [vision, model-stitching, stitch-tree]",
+            "---",
+            "",
+            "# A stitch tree",
+            "",
+            f"One trunk sees pictures of {config.image_size} x {config.image_size} pixels ({config.grid} x "
+            f"{config.grid} patches); the branches continue from it through trained stitch layers. Fusion: "
+            f"{config.fusion}. {weights}",
+            "",
+            "| part | source | kept | width | licence of the weights |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "Each part stays under its own licence; read them before you pass the tree on.",
+            "",
+            "| branch | stitch | trunk splits | enters its own depth |",
+            "|---|---|---|---|",
+            *stitches,
+            "",
+            "```python",
+            "import vst",
+            'tree = vst.VSTEncoder.from_pretrained("this-folder")',
+            "pixels = tree.transform()(image)[None]",
+            "tokens = tree(pixels)  # tree(pixels, split=...) chooses the depth",
+            "```",
+            "",
+        ]
+    )

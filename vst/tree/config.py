@@ -1,0 +1,289 @@
+"""What a tree is, without its weights: the one configuration that library, saved folders and hosts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from vst.data.images import CUTS
+from vst.models.spec import VFMSpec
+from vst.tree.fusion import FUSIONS, NORMALISE, Fusion
+from vst.tree.stitch import StitchSpec
+
+MODEL_TYPE = "vst"
+
+
+@dataclass(frozen=True)
+class BranchConfig:
+    """One branch: a model whose blocks ``enter`` to ``stop - 1`` are kept, fed through a stitch at each split.
+
+    Attributes:
+        name: key of the branch in features, errors and saved tensors; an identifier.
+        spec: of the model.
+        splits: trunk depths at which it can leave the trunk, ascending.
+        enters: its own depth that it is entered at, one for each split.
+        stop: its own depth whose output is the branch's features.
+        stitch: family and options.
+    """
+
+    name: str
+    spec: VFMSpec
+    splits: tuple[int, ...]
+    enters: tuple[int, ...]
+    stop: int
+    stitch: StitchSpec = field(default_factory=StitchSpec)
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"Branch name {self.name!r} is not an identifier; use letters, digits and underscores.")
+        if not self.splits or list(self.splits) != sorted(set(self.splits)):
+            raise ValueError(f"Branch {self.name!r}: splits {list(self.splits)} must be ascending and not empty.")
+        if len(self.enters) != len(self.splits):
+            raise ValueError(f"Branch {self.name!r}: {len(self.splits)} splits need as many enters, got {self.enters}.")
+        if any(not 0 <= e <= self.stop for e in self.enters):
+            raise ValueError(
+                f"Branch {self.name!r}: enters {list(self.enters)} must lie in 0..{self.stop}, the depth its features "
+                "are read at."
+            )
+
+    def enter(self, split: int) -> int:
+        """The branch's own depth for a trunk split.
+
+        Raises:
+            ValueError: a split that this branch does not hold.
+        """
+        if split not in self.splits:
+            raise ValueError(
+                f"Branch {self.name!r} holds no stitch at split {split}; it holds {list(self.splits)}: choose one of "
+                "these, or build and fit the tree with that split."
+            )
+        return self.enters[self.splits.index(split)]
+
+    def reads(self, split: int) -> int:
+        """The trunk depth whose output the stitch reads for a split."""
+        self.enter(split)
+        return self.stitch.reads(split)
+
+
+@dataclass(frozen=True)
+class VSTConfig:
+    """A stitch tree.
+
+    Attributes:
+        trunk: the model that sees the pixels.
+        branches: the others.
+        grid: patches a side; the tree's pictures are ``grid * trunk.patch`` pixels a side.
+        trunk_name: the trunk's key in features.
+        keep_trunk: whether the trunk's own tail is a branch (the first one).
+        feature_layer: which hidden state is read of every model, counted as ``hidden_states`` of LLaVA: 0 is the
+            stem's output, -1 the last block's, -2 (default) the last but one's.
+        feature_norm: whether the model's final norm is applied to what is read.
+        fusion, fusion_weights: how branches become one sequence; weights belong to ``additive`` alone.
+        normalise: what is done to each branch before fusion.
+        cut: how a picture becomes square.
+        split: default split; None is the deepest split that every branch holds (the cheapest).
+    """
+
+    trunk: VFMSpec
+    branches: tuple[BranchConfig, ...]
+    grid: int
+    trunk_name: str = "trunk"
+    keep_trunk: bool = True
+    feature_layer: int = -2
+    feature_norm: bool = False
+    fusion: str = "channel"
+    fusion_weights: tuple[float, ...] | None = None
+    normalise: str = "layer"
+    cut: str = "crop"
+    split: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(sorted(known))}.")
+        if not self.branches and not self.keep_trunk:
+            raise ValueError("A tree without branches and without its trunk's tail gives no features: keep one.")
+        names = self.names
+        if len(set(names)) != len(names):
+            raise ValueError(f"Branch names must differ; got {names}.")
+        for branch in self.branches:
+            low, high = min(branch.splits), max(branch.splits)
+            if branch.stitch.reads(low) < 0 or low < 1 or high > self.trunk.depth:
+                raise ValueError(
+                    f"Branch {branch.name!r}: splits {list(branch.splits)} must lie in 1..{self.trunk.depth}, the "
+                    f"blocks of the trunk {self.trunk.source}."
+                )
+            if branch.stop != feature_depth(branch.spec, self.feature_layer):
+                raise ValueError(f"Branch {branch.name!r} stops at {branch.stop}, not at layer {self.feature_layer}.")
+        if self.split is not None:
+            for branch in self.branches:
+                branch.enter(self.split)
+        self.fuser()
+
+    @property
+    def names(self) -> list[str]:
+        """Keys of the features, in the order of fusion."""
+        return ([self.trunk_name] if self.keep_trunk else []) + [b.name for b in self.branches]
+
+    @property
+    def specs(self) -> dict[str, VFMSpec]:
+        """Spec of every model whose features come out, by name."""
+        own = {self.trunk_name: self.trunk} if self.keep_trunk else {}
+        return own | {b.name: b.spec for b in self.branches}
+
+    @property
+    def trunk_stop(self) -> int:
+        """Trunk depth that its own features are read at."""
+        return feature_depth(self.trunk, self.feature_layer)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the tree's square pictures in pixels."""
+        return self.grid * self.trunk.patch
+
+    @property
+    def splits(self) -> list[int]:
+        """Splits that every branch holds, ascending."""
+        common = set.intersection(*(set(b.splits) for b in self.branches)) if self.branches else set()
+        return sorted(common)
+
+    def fuser(self) -> Fusion:
+        """The fusion of these branches.
+
+        Raises:
+            ValueError: the widths or weights do not suit it.
+        """
+        widths = {name: spec.width for name, spec in self.specs.items()}
+        return Fusion(self.fusion, widths, normalise=self.normalise, weights=self.fusion_weights)
+
+    def resolve(self, split: int | Mapping[str, int] | None) -> dict[str, int]:
+        """One split for every branch, from an int, a dict by branch, or None for the default.
+
+        Raises:
+            ValueError: a split that is not held, a branch that does not exist.
+        """
+        if split is None:
+            split = self.default_split()
+        if isinstance(split, Mapping):
+            names = [b.name for b in self.branches]
+            if set(split) != set(names):
+                raise ValueError(f"Splits by branch were given for {sorted(split)}; expected exactly {sorted(names)}.")
+            chosen = dict(split)
+        else:
+            chosen = {b.name: split for b in self.branches}
+        for branch in self.branches:
+            branch.enter(chosen[branch.name])
+        return chosen
+
+    def default_split(self) -> int | dict[str, int]:
+        """``split`` if set, else the deepest that every branch holds, else each branch's own deepest."""
+        if self.split is not None:
+            return self.split
+        return self.splits[-1] if self.splits else {b.name: b.splits[-1] for b in self.branches}
+
+    def choices(self) -> dict[str, int | dict[str, int]]:
+        """Splits worth a row in a table, by label: those in common, else each branch's shallowest and deepest."""
+        if self.splits:
+            return {f"VST-{split}": split for split in self.splits}
+        ends = {"shallowest": 0, "deepest": -1} if self.branches else {}
+        return {f"VST {label}": {b.name: b.splits[at] for b in self.branches} for label, at in ends.items()}
+
+    def trunk_depth(self) -> int:
+        """How many trunk blocks are held: to the deepest split, and to the trunk's own features if they are kept."""
+        deepest = max((split for b in self.branches for split in b.splits), default=0)
+        return max(deepest, self.trunk_stop if self.keep_trunk else 0)
+
+    def pruned(self, splits: Iterable[int] | Mapping[str, Iterable[int]]) -> VSTConfig:
+        """The same tree with fewer splits, the same for all branches or by branch name.
+
+        Raises:
+            ValueError: a split that a branch does not hold, or names that are not the branches'.
+        """
+        names = [b.name for b in self.branches]
+        if not isinstance(splits, Mapping):
+            own = list(splits)
+            splits = {name: own for name in names}  # noqa: C420 (read only)
+        if set(splits) != set(names):
+            raise ValueError(f"Splits by branch were given for {sorted(splits)}; expected exactly {sorted(names)}.")
+        wanted = {name: tuple(sorted(set(own))) for name, own in splits.items()}
+        branches = tuple(
+            replace(b, splits=wanted[b.name], enters=tuple(b.enter(s) for s in wanted[b.name])) for b in self.branches
+        )
+        kept = all(self.split in own for own in wanted.values())
+        return replace(self, branches=branches, split=self.split if kept else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of JSON types, with ``model_type`` first."""
+        out: dict[str, Any] = {"model_type": MODEL_TYPE, "trunk": self.trunk.to_dict()}
+        out["branches"] = [
+            {
+                "name": b.name,
+                "spec": b.spec.to_dict(),
+                "splits": list(b.splits),
+                "enters": list(b.enters),
+                "stop": b.stop,
+                "stitch": b.stitch.to_dict(),
+            }
+            for b in self.branches
+        ]
+        for f in fields(self):
+            if f.name not in ("trunk", "branches"):
+                value = getattr(self, f.name)
+                out[f.name] = list(value) if isinstance(value, tuple) else value
+        return out
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VSTConfig:
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: another model type, unknown or missing keys.
+        """
+        values = dict(values)
+        if (kind := values.pop("model_type", MODEL_TYPE)) != MODEL_TYPE:
+            raise ValueError(
+                f"This is the config of a {kind!r} model, not of a stitch tree (model_type {MODEL_TYPE!r})."
+            )
+        if unknown := set(values) - {f.name for f in fields(cls)}:
+            raise ValueError(f"A tree's config has no field {sorted(unknown)}; was it made by a newer version?")
+        try:
+            branches = tuple(
+                BranchConfig(
+                    name=b["name"],
+                    spec=VFMSpec.from_dict(b["spec"]),
+                    splits=tuple(b["splits"]),
+                    enters=tuple(b["enters"]),
+                    stop=b["stop"],
+                    stitch=StitchSpec.parse(b["stitch"]),
+                )
+                for b in values.pop("branches")
+            )
+            trunk = VFMSpec.from_dict(values.pop("trunk"))
+        except KeyError as error:
+            raise ValueError(f"A tree's config lacks the field {error}: is it damaged, or not a tree's?") from error
+        weights = values.pop("fusion_weights", None)
+        weights = None if weights is None else tuple(weights)
+        try:
+            return cls(trunk=trunk, branches=branches, fusion_weights=weights, **values)
+        except TypeError as error:
+            raise ValueError(f"A tree's config is incomplete ({error}): is it damaged?") from error
+
+
+def feature_depth(spec: VFMSpec, layer: int) -> int:
+    """Depth whose output is hidden state ``layer`` of a model (0 the stem's, -1 the last block's).
+
+    Raises:
+        ValueError: the model has no such hidden state.
+    """
+    depth = layer if layer >= 0 else spec.depth + 1 + layer
+    if not 0 <= depth <= spec.depth:
+        raise ValueError(
+            f"feature_layer {layer} was asked for; {spec.source} has hidden states -{spec.depth + 1} to {spec.depth}."
+        )
+    return depth
+
+
+def relative_enter(split: int, trunk: VFMSpec, target: VFMSpec, stop: int) -> int:
+    """The target's depth at the same relative depth as the trunk's ``split``, at most ``stop``."""
+    return min(max(round(split * target.depth / trunk.depth), 1), stop)

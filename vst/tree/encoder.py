@@ -1,0 +1,354 @@
+"""The stitch tree: one trunk, a stitch and a retained tail for every branch, and the split as a knob.
+
+Shape suffixes: B batch, N patches (grid * grid), T tokens with prefix, D width of one model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vst.data.images import ImageTransform
+from vst.models import checkpoints
+from vst.models.spec import VFMSpec
+from vst.models.vfm import VFM
+from vst.tree.config import BranchConfig, VSTConfig, feature_depth, relative_enter
+from vst.tree.modules import ModuleMap
+from vst.tree.saving import OnDisk
+from vst.tree.stitch import Stitch, StitchSpec
+
+
+class Features(NamedTuple):
+    """One branch's features: ``tokens [B, N, D]`` and the same as ``map [B, D, grid, grid]``."""
+
+    tokens: Tensor
+    map: Tensor
+
+
+class Branch(nn.Module):
+    """A branch: its stitches (one a split) and its tail. Weights come from :class:`VSTEncoder`'s constructors."""
+
+    def __init__(self, config: BranchConfig, trunk: VFMSpec, grid: int, norm: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.stitches: ModuleMap[Stitch] = ModuleMap(
+            {str(split): config.stitch.build(trunk, config.spec, split) for split in config.splits}
+        )
+        self.tail = VFM(config.spec, grid, start=min(config.enters), stop=config.stop, stem=False, norm=norm)
+
+    def run_tail(self, tokens: Tensor, split: int) -> Tensor:
+        """Stitched tokens ``[B, T, D]`` through the tail's blocks (no norm)."""
+        return self.tail.run(tokens, self.config.enter(split), self.config.stop)
+
+    def forward(self, x: Tensor, split: int, trunk: VFM) -> Tensor:
+        """Trunk tokens at ``config.reads(split)`` to the branch's tokens ``[B, T, D]`` at depth ``stop``."""
+        return self.run_tail(self.stitches[str(split)](x, trunk), split)
+
+
+class VSTEncoder(OnDisk):
+    """Several vision foundation models behind one trunk; make one with :meth:`from_vfms` or :meth:`from_pretrained`.
+
+    ``tree(pixels, split=14)`` gives fused tokens ``[B, tokens, width]``; ``tree.features(pixels)`` those of each
+    branch. The split is an argument of every call (and so works under DDP and torch.compile); ``tree.split`` is what
+    it falls back to. Frozen but for the stitches.
+
+    Args:
+        config: the tree. Weights are not initialised to anything useful here.
+    """
+
+    def __init__(self, config: VSTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = VFM(
+            config.trunk, config.grid, stop=config.trunk_depth(), norm=config.feature_norm and config.keep_trunk
+        )
+        self.branches: ModuleMap[Branch] = ModuleMap(
+            {b.name: Branch(b, config.trunk, config.grid, config.feature_norm) for b in config.branches}
+        )
+        self.fuse = config.fuser()
+        self.random_seed: int | None = None  # set where the frozen weights are random, so that a fit finds their heads
+        self.freeze()
+
+    @classmethod
+    def from_vfms(
+        cls,
+        trunk: str,
+        branches: Sequence[str] | Mapping[str, str],
+        splits: Sequence[int] | Mapping[str, Sequence[int]],
+        image_size: int | None = None,
+        *,
+        enters: Mapping[str, Sequence[int]] | None = None,
+        stitch: StitchSpec | str | Mapping[str, Any] | None = None,
+        keep_trunk: bool = True,
+        feature_layer: int = -2,
+        feature_norm: bool = False,
+        fusion: str = "channel",
+        fusion_weights: Sequence[float] | None = None,
+        normalise: str = "layer",
+        cut: str = "crop",
+        split: int | None = None,
+        pretrained: bool = True,
+        seed: int = 0,
+    ) -> VSTEncoder:
+        """Build a tree from whole models; only the blocks that it needs are loaded.
+
+        Its stitches are new: fit them with :func:`vst.fit_stitches`.
+
+        Args:
+            trunk: source of the model that sees the pixels (``timm:``, ``hf:``, ``open_clip:`` or a ready name).
+            branches: sources of the others, or a mapping from branch names to sources.
+            splits: trunk depths to hold stitches for, the same for all branches or by branch name.
+            image_size: side of the tree's pictures in pixels, a multiple of the trunk's patch; default: the trunk's.
+            enters: by branch name, its own depth for each split; default: the same relative depth.
+            stitch: family, or family with options; default ``DEFAULT_STITCH``.
+            keep_trunk, feature_layer, feature_norm, fusion, fusion_weights, normalise, cut, split: see
+                :class:`vst.tree.config.VSTConfig`.
+            pretrained: False gives random weights by ``seed``, for timing and tests; nothing is fetched.
+
+        Raises:
+            ValueError: unknown models, splits out of range, widths that cannot be bridged or fused, a bad image size.
+        """
+        config = cls.plan(
+            trunk,
+            branches,
+            splits,
+            image_size,
+            enters=enters,
+            stitch=stitch,
+            keep_trunk=keep_trunk,
+            feature_layer=feature_layer,
+            feature_norm=feature_norm,
+            fusion=fusion,
+            fusion_weights=fusion_weights,
+            normalise=normalise,
+            cut=cut,
+            split=split,
+        )
+        return cls.from_config(config, pretrained=pretrained, seed=seed)
+
+    @staticmethod
+    def plan(
+        trunk: str,
+        branches: Sequence[str] | Mapping[str, str],
+        splits: Sequence[int] | Mapping[str, Sequence[int]],
+        image_size: int | None = None,
+        *,
+        enters: Mapping[str, Sequence[int]] | None = None,
+        stitch: StitchSpec | str | Mapping[str, Any] | None = None,
+        feature_layer: int = -2,
+        fusion_weights: Sequence[float] | None = None,
+        **others: Any,
+    ) -> VSTConfig:
+        """The config of :meth:`from_vfms` with the same arguments, without building anything.
+
+        Raises:
+            ValueError: as :meth:`from_vfms`.
+        """
+        trunk_spec = checkpoints.describe(trunk)
+        grid = trunk_spec.grid(image_size or trunk_spec.image_size)
+        if isinstance(branches, str):
+            raise ValueError(f"branches is the string {branches!r}; expected a list of sources: use [{branches!r}].")
+        named = dict(branches) if isinstance(branches, Mapping) else None
+        sources = list(named.values()) if named is not None else list(branches)
+        specs = [checkpoints.describe(source) for source in sources]
+        trunk_name, *names = _names([trunk_spec, *specs], list(named) if named is not None else None)
+        for given, what in ((splits, "splits"), (enters, "enters")):
+            if isinstance(given, Mapping) and set(given) - set(names):
+                raise ValueError(f"{what} name the branches {sorted(given)}; the branches are {names}.")
+        configs = []
+        for name, spec in zip(names, specs, strict=True):
+            own = sorted(set(splits[name] if isinstance(splits, Mapping) else splits))
+            stop = feature_depth(spec, feature_layer)
+            if enters is not None and name in enters:
+                own_enters = tuple(enters[name])
+            else:
+                own_enters = tuple(relative_enter(s, trunk_spec, spec, stop) for s in own)
+            family = StitchSpec() if stitch is None else StitchSpec.parse(stitch)
+            configs.append(BranchConfig(name, spec, tuple(own), own_enters, stop, family))
+        return VSTConfig(
+            trunk=trunk_spec,
+            branches=tuple(configs),
+            grid=grid,
+            trunk_name=trunk_name,
+            feature_layer=feature_layer,
+            fusion_weights=None if fusion_weights is None else tuple(fusion_weights),
+            **others,
+        )
+
+    @classmethod
+    def from_config(cls, config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> VSTEncoder:
+        """Build a tree by its config, frozen weights from their sources, stitches new (reproducible by ``seed``)."""
+        tree = cls.skeleton(config)
+        tree.trunk = checkpoints.load_vfm(
+            config.trunk.source,
+            grid=config.grid,
+            pretrained=pretrained,
+            seed=seed,
+            stop=config.trunk_depth(),
+            norm=config.feature_norm and config.keep_trunk,
+        )
+        for i, b in enumerate(config.branches):
+            branch = tree.branches[b.name]
+            branch.tail = checkpoints.load_vfm(
+                b.spec.source,
+                grid=config.grid,
+                pretrained=pretrained,
+                seed=seed + i + 1,
+                start=min(b.enters),
+                stop=b.stop,
+                stem=False,
+                norm=config.feature_norm,
+            )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + i)
+                branch.stitches = ModuleMap({str(s): b.stitch.build(config.trunk, b.spec, s) for s in b.splits})
+        tree.random_seed = None if pretrained else seed
+        return tree.freeze()
+
+    def freeze(self) -> VSTEncoder:
+        """Freeze everything but the stitches; returns self."""
+        self.trunk.requires_grad_(False)
+        for branch in self.branches.values():
+            branch.tail.requires_grad_(False)
+            branch.stitches.requires_grad_(True)
+        return self
+
+    @property
+    def split(self) -> int | dict[str, int]:
+        """Split used where a call names none: one for all branches, or by branch where they have none in common."""
+        return self.config.default_split()
+
+    @split.setter
+    def split(self, value: int) -> None:
+        self.config = replace(self.config, split=value)
+
+    def set_fusion(
+        self, fusion: str, *, weights: Sequence[float] | None = None, normalise: str | None = None
+    ) -> VSTEncoder:
+        """Fuse in another way from now on; returns self.
+
+        Raises:
+            ValueError: an unknown fusion, or widths and weights that do not suit it.
+        """
+        self.config = replace(
+            self.config,
+            fusion=fusion,
+            fusion_weights=None if weights is None else tuple(weights),
+            normalise=self.config.normalise if normalise is None else normalise,
+        )
+        self.fuse = self.config.fuser()
+        return self
+
+    @property
+    def splits(self) -> list[int]:
+        """Splits that every branch holds."""
+        return self.config.splits
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square pictures in pixels."""
+        return self.config.image_size
+
+    @property
+    def width(self) -> int:
+        """Width of a fused token."""
+        return self.fuse.width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens out for one picture."""
+        return self.fuse.tokens(self.config.grid**2)
+
+    def transform(self) -> ImageTransform:
+        """What turns a picture into this tree's pixels: cut, resize, the trunk's normalisation."""
+        spec = self.config.trunk
+        return ImageTransform(size=self.image_size, mean=spec.mean, std=spec.std, cut=self.config.cut)
+
+    def branch_tokens(self, pixels: Tensor, split: int | Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """Every branch's patch tokens ``[B, N, D]``, by name in the order of fusion, in the dtype of ``pixels``.
+
+        The trunk runs once, and no deeper than this call needs.
+        """
+        return self._tokens(pixels, [self.config.resolve(split)])[0]
+
+    def sweep(self, pixels: Tensor, splits: Sequence[int] | None = None) -> dict[int, dict[str, Tensor]]:
+        """:meth:`branch_tokens` at several splits (default: all), with one run of the trunk for all of them."""
+        splits = self.splits if splits is None else list(splits)
+        return dict(zip(splits, self._tokens(pixels, [self.config.resolve(s) for s in splits]), strict=True))
+
+    def _tokens(self, pixels: Tensor, choices: list[dict[str, int]]) -> list[dict[str, Tensor]]:
+        taps = self.taps(pixels, choices)
+        return [{n: x.to(pixels.dtype) for n, x in self.from_taps(taps, chosen).items()} for chosen in choices]
+
+    def taps(self, pixels: Tensor, splits: Sequence[int | Mapping[str, int]] | None = None) -> dict[int, Tensor]:
+        """The trunk's tokens ``[B, T, D]`` by depth: what :meth:`from_taps` needs at some splits (default: all)."""
+        config = self.config
+        if splits is None:
+            depths = {b.reads(s) for b in config.branches for s in b.splits}
+        else:
+            choices = [config.resolve(s) for s in splits]
+            depths = {b.reads(chosen[b.name]) for chosen in choices for b in config.branches}
+        depths |= {config.trunk_stop} if config.keep_trunk else set()
+        return self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
+
+    def from_taps(self, taps: Mapping[int, Tensor], split: int | Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """:meth:`branch_tokens` from what :meth:`taps` gave, in its dtype, so that a trunk need not run again."""
+        config, chosen = self.config, self.config.resolve(split)
+        tokens = {config.trunk_name: self.trunk.read(taps[config.trunk_stop])} if config.keep_trunk else {}
+        for name, branch in self.branches.items():
+            x = taps[branch.config.reads(chosen[name])]
+            tokens[name] = branch.tail.read(branch(x, chosen[name], self.trunk))
+        return tokens
+
+    def features(self, pixels: Tensor, split: int | Mapping[str, int] | None = None) -> dict[str, Features]:
+        """Every branch's features before fusion, as tokens and as a map.
+
+        Args:
+            pixels: ``[B, 3, S, S]`` as :meth:`transform` makes them.
+            split: one for all branches, one by branch name, or None for the default.
+
+        Raises:
+            ValueError: pictures of the wrong size, a split that is not held.
+        """
+        side = self.config.grid
+        return {
+            name: Features(x, x.transpose(1, 2).unflatten(2, (side, side)))
+            for name, x in self.branch_tokens(pixels, split).items()
+        }
+
+    def forward(self, pixels: Tensor, split: int | Mapping[str, int] | None = None) -> Tensor:
+        """Fused tokens ``[B, tokens, width]`` of pictures ``[B, 3, S, S]``, in the dtype of ``pixels``.
+
+        Args:
+            pixels: as :meth:`transform` makes them.
+            split: one for all branches, one by branch name, or None for the default.
+
+        Raises:
+            ValueError: pictures of the wrong size, a split that is not held.
+        """
+        return self.fuse(list(self.branch_tokens(pixels, split).values()))
+
+    def stitches(self) -> dict[tuple[str, int], Stitch]:
+        """All stitches, by branch name and split."""
+        return {
+            (name, int(split)): stitch
+            for name, branch in self.branches.items()
+            for split, stitch in branch.stitches.items()
+        }
+
+
+def _names(specs: Sequence[VFMSpec], given: list[str] | None) -> list[str]:
+    """Names of trunk and branches: the family, numbered where several are of one."""
+    families = [specs[0].family] + (given if given is not None else [s.family for s in specs[1:]])
+    names: list[str] = []
+    for family in families:
+        taken = [family] + [f"{family}_{i}" for i in range(2, math.prod((len(families), 2)) + 1)]
+        names.append(next(n for n in taken if n not in names))
+    if given is not None and names[1:] != given:  # a branch may be named as the trunk's family is
+        return [f"{names[0]}_trunk", *given]
+    return names

@@ -1,0 +1,188 @@
+"""Trees on disk: ``config.json``, one safetensors file and a model card; or the stitches alone.
+
+Written to temporary files and renamed, never over an existing tree unless asked; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vst.models.vfm import VFM, check_tensors
+from vst.results.folders import atomic_path, read_json, write_json
+from vst.tree.card import model_card
+from vst.tree.config import VSTConfig
+
+Tree = TypeVar("Tree", bound="OnDisk")
+CONFIG, WEIGHTS, STITCHES, CARD = "config.json", "model.safetensors", "stitches.safetensors", "README.md"
+
+
+class OnDisk(nn.Module):
+    """A module described by a ``VSTConfig`` that is saved and loaded: base of :class:`vst.tree.encoder.VSTEncoder`."""
+
+    config: VSTConfig
+
+    @classmethod
+    def skeleton(cls: type[Tree], config: VSTConfig) -> Tree:
+        """The module on the ``meta`` device: shapes without memory."""
+        with torch.device("meta"):
+            return cls(config)
+
+    @classmethod
+    def from_config(cls: type[Tree], config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> Tree:
+        """The module with frozen weights from their sources and new stitches."""
+        raise NotImplementedError
+
+    def freeze(self: Tree) -> Tree:
+        """Freeze everything but the stitches; returns self."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write config, weights of the blocks that are held and a model card: all that loading needs.
+
+        Raises:
+            FileExistsError: the folder holds a tree already and ``overwrite`` is False.
+        """
+        return self._save(folder, WEIGHTS, dict(self.state_dict()), overwrite)
+
+    def save_stitches(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write config, stitches and a model card, a few MB; loading takes the frozen models from their sources.
+
+        Raises:
+            FileExistsError: the folder holds a tree already and ``overwrite`` is False.
+        """
+        return self._save(folder, STITCHES, {k: v for k, v in self.state_dict().items() if _is_stitch(k)}, overwrite)
+
+    def _save(self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
+        folder = Path(folder)
+        if not overwrite and (present := [n for n in (CONFIG, WEIGHTS, STITCHES) if (folder / n).exists()]):
+            raise FileExistsError(
+                f"{folder} already holds {', '.join(present)}: choose another folder, or pass overwrite=True "
+                "(--overwrite true)."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / file) as path:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+        for other in {WEIGHTS, STITCHES} - {file}:
+            (folder / other).unlink(missing_ok=True)
+        write_json(folder / CONFIG, self.config.to_dict())
+        with atomic_path(folder / CARD) as path:
+            path.write_text(model_card(self.config, stitches_only=file == STITCHES), encoding="utf-8")
+        return folder
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **options: Any) -> str:
+        """Save to a temporary folder and upload it (``options`` go to huggingface_hub's ``upload_folder``)."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(Path(temporary) / "tree")
+            url = api.create_repo(repo_id, exist_ok=True, private=private)
+            api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)
+        return str(url)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Tree],
+        source: str | Path,
+        *,
+        splits: Iterable[int] | Mapping[str, Iterable[int]] | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Tree:
+        """Load a saved tree from a folder (no network) or a hub id.
+
+        Args:
+            source: folder of :meth:`save_pretrained` or :meth:`save_stitches`, or a hub id.
+            splits: keep only these, for all branches or by branch name; only the blocks that they need are read.
+            dtype: floating dtype to load into; default: as saved.
+            revision: of a hub id.
+
+        Raises:
+            FileNotFoundError: there is no tree there.
+            ValueError: a damaged or foreign checkpoint, or a split that it does not hold.
+        """
+        folder, whole = read_config(source, revision)
+        config = whole if splits is None else whole.pruned(splits)
+        possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items()}
+        if (folder / WEIGHTS).is_file():
+            tree = cls.skeleton(config)
+            wanted = {k: v.shape for k, v in tree.state_dict().items()}
+            tree.load_state_dict(_read(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
+            for module in tree.modules():
+                if isinstance(module, VFM):
+                    module.materialise()
+        elif (folder / STITCHES).is_file():
+            tree = cls.from_config(config)
+            wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
+            tree.load_state_dict(_read(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
+            tree = tree if dtype is None else tree.to(dtype)
+        else:
+            raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
+        return tree.freeze()
+
+
+def read_config(source: str | Path, revision: str | None = None) -> tuple[Path, VSTConfig]:
+    """Folder and config of a saved tree; a hub id's files are fetched first.
+
+    Raises:
+        FileNotFoundError: neither a folder with a config nor a hub id that can be reached.
+        ValueError: the config is damaged or not a tree's.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _from_hub(str(source), revision)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained.")
+    values = read_json(folder / CONFIG)
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder / CONFIG} holds a {type(values).__name__}; expected a tree's config.")
+    return folder, VSTConfig.from_dict(values)
+
+
+def _from_hub(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = [CONFIG, WEIGHTS, STITCHES, CARD]
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"{repo_id!r} is neither a folder here nor a hub repository that can be reached "
+            f"({type(error).__name__}): check the path, or the network."
+        ) from error
+
+
+def _read(
+    path: Path, wanted: dict[str, torch.Size], possible: dict[str, torch.Size], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Tensors of a file that must hold all that is wanted and nothing beyond what is possible."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            given = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            check_tensors(
+                str(path),
+                wanted,
+                {k: s for k, s in given.items() if k in wanted or k not in possible},
+                "The folder is damaged or its config belongs to another tree: save or fetch it again.",
+            )
+            out = {k: file.get_tensor(k) for k in wanted}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}): the file is damaged, fetch it again."
+        ) from error
+    if dtype is not None:
+        out = {k: v.to(dtype) if v.is_floating_point() else v for k, v in out.items()}
+    return out
+
+
+def _is_stitch(key: str) -> bool:
+    return key.startswith("branches.") and ".stitches." in key

@@ -1,0 +1,1 @@
+"""Which model should be the trunk."""
