@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from vst.tree.stitch import Stitch
+from vst.tree.stitches import Stitch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 EMPTY = torch.zeros(1 + 2 * len(DTYPES), dtype=torch.int64)

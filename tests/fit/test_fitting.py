@@ -67,7 +67,7 @@ def test_config_is_checked():
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"lr": -1.0}, "lr -1.0 must be positive"),
         ({"objective": "ridge", "start": "random"}, "needs start='ridge'"),
-        ({"objective": "lfm", "match": "norm"}, "goes with objective 'ffm' only"),
+        ({"objective": "lfm", "match": "norm"}, "goes with objective ffm only"),
     ]:
         with pytest.raises(ValueError, match=message):
             FitConfig(**options)

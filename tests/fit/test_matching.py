@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from vst import VSTEncoder, evaluate_stitches, load_vfm
-from vst.fit.heldout import TRUNK_PIXELS, transforms
-from vst.fit.matching import Calibrations, Matcher, Teacher
+from vst.fit.matching import TRUNK_PIXELS, Calibrations, Matcher, Teacher, transforms
 from vst.fit.similarity import AgreementSums, CKASums, FrechetSums
 
 
@@ -46,7 +45,7 @@ def test_losses_are_those_written_by_hand(tree_of, tiny, pictures, family, objec
     matcher = Matcher(teacher, objective, match)
     taps = teacher.taps(batch[TRUNK_PIXELS])
     target = teacher.target(family, batch[f"target_{family}"])
-    calibrations = Calibrations(tree)
+    calibrations = Calibrations(tree, objective)
     calibrations.update(taps, {family: target})
     calibrations.set_scales(matcher)
     losses = matcher(taps, {family: matcher.wanted(family, target)})
@@ -105,7 +104,7 @@ def test_self_stitch_of_the_true_features_is_exact(tiny, pictures):
     teacher, calibrations = Teacher(tree), Calibrations(tree)
     batch = batch_of(tree, pictures)
     calibrations.update(teacher.taps(batch[TRUNK_PIXELS]), {"clip_2": teacher.target("clip_2", batch["target_clip_2"])})
-    explained = calibrations.start(ridge=True, penalty=1e-8)
+    explained = calibrations.start(penalty=1e-8)
     assert min(explained.values()) > 0.9999
     for report in evaluate_stitches(tree, pictures, targets=teacher):
         assert report.final.error < 1e-3

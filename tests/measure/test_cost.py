@@ -18,7 +18,7 @@ from vst.models.vfm import VFM
 from vst.tree.baseline import FullEncoders
 from vst.tree.config import BranchConfig
 from vst.tree.encoder import VSTEncoder
-from vst.tree.stitch import STITCHES, StitchSpec
+from vst.tree.stitches import STITCHES, StitchSpec
 
 LARGE = {"width": 1024, "depth": 24, "heads": 16, "patch": 14, "hidden": 4096, "image_size": 336}
 

@@ -15,7 +15,7 @@ from vst.measure.cost import fit_flops, tree_cost
 from vst.measure.inspect import inspect_tree
 from vst.measure.scaling import check_division, measure_scaling
 from vst.measure.throughput import Batch, FitStep, measure_fit, measure_ridge, pays_from
-from vst.tree.stitch import STITCHES
+from vst.tree.stitches import STITCHES
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from vst import VSTConfig, VSTEncoder, load_vfm
 from vst.tree.config import feature_depth
-from vst.tree.stitch import STITCHES
+from vst.tree.stitches import STITCHES
 
 
 def pixels_of(tree, batch=2, seed=0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vst.fit.config import FitConfig
-from vst.fit.matching import OBJECTIVES
+from vst.fit.objectives import fitting_objectives
 
 MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
 """The demo's two encoders, as they are called in tables and pictures."""
@@ -56,9 +56,12 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         partner(self.trunk)
-        known = set(self.objectives) <= set(OBJECTIVES)
+        known = set(self.objectives) <= set(fitting_objectives())
         if not known or not self.objectives or len(set(self.objectives)) < len(self.objectives):
-            raise ValueError(f"objectives are {self.objectives}; expected one or more of {OBJECTIVES}, each once.")
+            raise ValueError(
+                f"objectives are {self.objectives}; expected one or more of "
+                f"{', '.join(fitting_objectives())}, each once."
+            )
         # A probe needs several classes to learn from, of 20.
         for name, least in (("pictures", 10), ("probe_train", 40), ("probe_test", 8), ("heldout", 2), ("repeats", 1)):
             if getattr(self, name) < least:

@@ -26,6 +26,7 @@ from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack
 from vst.demo.tables import scores_line, show_results
 from vst.fit.loop import fit_stitches
+from vst.fit.objectives import OBJECTIVES
 from vst.measure.latency import ALL, measure_tree
 from vst.models.checkpoints import describe
 from vst.results.feature_maps import pca_maps
@@ -168,7 +169,7 @@ class _Job:
             return
         config, division, tree = self.config, self.division(seed), self.tree(seed)
         folder = self.run.path("fits") / key
-        match = "channel" if objective != "ffm" and config.fit.match == "norm" else config.fit.match
+        match = config.fit.match if config.fit.match in OBJECTIVES[objective].units else "channel"
         result = fit_stitches(
             tree,
             division.fit,

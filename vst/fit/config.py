@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vst.fit.heldout import StitchReport
-from vst.fit.matching import MATCHES, OBJECTIVES
+from vst.fit.objectives import MATCHES, OBJECTIVES, closed_forms, fitting_objectives
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class FitConfig:
     """How stitches are fitted.
 
     Attributes:
-        objective: ``ffm`` (match the target's features), ``lfm`` (match at the seam) or ``ridge``
-            (the closed-form start alone).
-        match: units of the loss: ``channel``, ``raw`` or ``norm``; see :class:`vst.fit.matching.Matcher`.
-        start: ``ridge`` (closed form) or ``random``.
+        objective: ``ffm`` (match the target's features), ``lfm`` (match at the seam), ``ridge`` or ``procrustes``
+            (the closed-form start alone), or one of your own: see :mod:`vst.fit.objectives`.
+        match: units of the loss: ``channel``, ``raw`` or ``norm``; see :class:`vst.fit.objectives.Objective`.
+        start: ``ridge`` or ``procrustes`` (closed forms) or ``random``.
         calibration: pictures for the closed form and the statistics.
         penalty: of the ridge regression, in standardised units.
         epochs: passes over the pictures.
@@ -59,9 +59,9 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         known = {
-            "objective": OBJECTIVES,
+            "objective": fitting_objectives(),
             "match": MATCHES,
-            "start": ("ridge", "random"),
+            "start": [*closed_forms(), "random"],
             "precision": ("auto", "fp32", "bf16"),
         }
         for name, values in known.items():
@@ -72,10 +72,15 @@ class FitConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not self.lr > 0 or not 0 <= self.warmup < 1:
             raise ValueError(f"lr {self.lr} must be positive and warmup {self.warmup} lie in 0..1.")
-        if self.objective == "ridge" and self.start != "ridge":
-            raise ValueError("objective 'ridge' is the closed-form start alone; it needs start='ridge'.")
-        if self.objective != "ffm" and self.match == "norm":
-            raise ValueError("match='norm' compares features after the final norm and goes with objective 'ffm' only.")
+        objective = OBJECTIVES[self.objective]
+        if objective.closed_form and self.start != self.objective:
+            raise ValueError(
+                f"objective {self.objective!r} is that start alone; it needs start={self.objective!r}, and got "
+                f"{self.start!r}."
+            )
+        if self.match not in objective.units:
+            fit = ", ".join(n for n in fitting_objectives() if self.match in OBJECTIVES[n].units)
+            raise ValueError(f"match {self.match!r} goes with objective {fit} only, not with {self.objective!r}.")
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from vst.data.images import ImageTransform
 from vst.data.pictures import ImageSet, collate
-from vst.fit.matching import Teacher
+from vst.fit.matching import TRUNK_PIXELS, Teacher, target_pixels, transforms
 from vst.fit.similarity import Agreement, AgreementSums, FrechetSums
 from vst.models.vfm import VFM
 from vst.results.progress import track
 from vst.results.tables import table
 from vst.tree.encoder import VSTEncoder
-
-TRUNK_PIXELS = "trunk"
 
 
 class UnreadableHeldout(ValueError):
@@ -50,17 +47,6 @@ class StitchReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict."""
         return asdict(self)
-
-
-def transforms(tree: VSTEncoder) -> dict[str, ImageTransform]:
-    """How one picture becomes the pixels of the trunk and of every target: cut once, same grid, own normalisation."""
-    config = tree.config
-    out = {TRUNK_PIXELS: tree.transform()}
-    for b in config.branches:
-        out[f"target_{b.name}"] = ImageTransform(
-            size=config.grid * b.spec.patch, mean=b.spec.mean, std=b.spec.std, cut=config.cut
-        )
-    return out
 
 
 @torch.no_grad()
@@ -105,14 +91,14 @@ def evaluate_stitches(
         pictures += len(kept)
         taps = teacher.taps(pixels[TRUNK_PIXELS].to(device))
         for name, branch in tree.branches.items():
-            target = teacher.target(name, pixels[f"target_{name}"].to(device))
+            target = teacher.target(name, pixels[target_pixels(name)].to(device))
             for split in branch.config.splits:
                 z = branch.stitches[str(split)](taps[branch.config.reads(split)], tree.trunk)
                 y1 = branch.run_tail(z, split)
-                wanted = branch.tail.patches(target.seams[branch.config.enter(split)])
+                wanted = branch.tail.patches(target[branch.config.enter(split)])
                 seam[name, split].update(branch.tail.patches(z), wanted)
                 distance[name, split].update(branch.tail.patches(z), wanted)
-                final[name, split].update(branch.tail.patches(y1), branch.tail.patches(target.final))
+                final[name, split].update(branch.tail.patches(y1), branch.tail.patches(target[branch.config.stop]))
     if not pictures:
         raise UnreadableHeldout(f"None of {len(subset)} held-out pictures could be read: give readable ones.")
     reports = []

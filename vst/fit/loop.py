@@ -17,8 +17,17 @@ from torch.utils.data import DataLoader, Subset
 from vst.data.pictures import ImageSet, collate
 from vst.fit.cache import TargetCache, check_room, digest
 from vst.fit.config import FitConfig, FitResult
-from vst.fit.heldout import TRUNK_PIXELS, StitchReport, UnreadableHeldout, evaluate_stitches, transforms
-from vst.fit.matching import Calibrations, Matcher, Teacher
+from vst.fit.heldout import StitchReport, UnreadableHeldout, evaluate_stitches
+from vst.fit.matching import (
+    TRUNK_PIXELS,
+    Calibrations,
+    Matcher,
+    Teacher,
+    check_closed_form,
+    target_pixels,
+    transforms,
+)
+from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for, check_engine, gathered
 from vst.fit.schedule import schedule
@@ -94,6 +103,8 @@ class _Fit:
         if not tree.branches:
             raise ValueError("This tree has no branches, so there is nothing to fit.")
         self.tree, self.config = tree, config
+        if OBJECTIVES[config.objective].closed_form:
+            check_closed_form((b.stitch.family for b in tree.config.branches), config.objective)
         self.accelerator = accelerator_for(config)
         self.main = self.accelerator.is_main_process
         self.show = show and self.main
@@ -130,7 +141,7 @@ class _Fit:
             return self._finished(run)
         state = latest_state(run) if resume else None
         explained: dict[str, float | None] = {}
-        if self.config.objective == "ridge":
+        if OBJECTIVES[self.config.objective].closed_form:
             explained = self._calibrate(None)
             history: list[dict[str, float]] = []
             steps = 0
@@ -173,19 +184,17 @@ class _Fit:
         began = time.monotonic()
         chosen = self.train[: self.config.calibration]
         loader = DataLoader(Subset(self.data, chosen), batch_size=16, collate_fn=collate)
-        sums, seen = Calibrations(self.tree), 0
+        sums, seen = Calibrations(self.tree, None if matcher is None else self.config.objective), 0
         for pixels, kept, skipped in track(loader, "calibration", len(loader), self.show):
             self.skipped.update({s.name: s.reason for s in skipped})
             if kept:
                 seen += len(kept)
-                pixels = self._batch(pixels)
                 with self._autocast():
-                    taps = self.teacher.taps(pixels[TRUNK_PIXELS])
-                    targets = {n: self.teacher.target(n, pixels[f"target_{n}"]) for n in self.tree.branches}
-                sums.update(taps, targets)
+                    sums.observe(self.teacher, self._batch(pixels))
         if not seen:
             raise ValueError(f"None of {len(chosen)} pictures could be read ({_reasons(self.skipped)}).")
-        explained = sums.start(ridge=self.config.start == "ridge", penalty=self.config.penalty)
+        form = None if self.config.start == "random" else self.config.start
+        explained = sums.start(form, penalty=self.config.penalty)
         if matcher is not None:
             sums.set_scales(matcher)
         self.seconds["calibration"] = time.monotonic() - began
@@ -262,7 +271,7 @@ class _Fit:
         if rows:
             with self._autocast():
                 taps = self.teacher.taps(pixels[TRUNK_PIXELS])
-                targets = {n: self._targets(matcher, n, pixels[f"target_{n}"], rows) for n in self.tree.branches}
+                targets = {n: self._targets(matcher, n, pixels[target_pixels(n)], rows) for n in self.tree.branches}
         else:
             taps, targets = self._blank(matcher)
         with self._autocast():
@@ -277,33 +286,31 @@ class _Fit:
         """Stand-ins for a process without a readable picture: it takes part in the exchange of gradients, times 0."""
         size = self.data.transforms
         pixels = {n: torch.zeros(1, 3, t.size, t.size, device=self.device) for n, t in size.items()}
-        names = self.tree.branches
         with self._autocast():
             taps = self.teacher.taps(pixels[TRUNK_PIXELS])
-            return taps, {n: matcher.wanted(n, self.teacher.target(n, pixels[f"target_{n}"])) for n in names}
+            return taps, {n: self._computed(matcher, n, pixels[target_pixels(n)]) for n in self.tree.branches}
 
     def _targets(self, matcher: Matcher, name: str, pixels: torch.Tensor, rows: Sequence[int]) -> Any:
         cache = self.caches.get(name)
         if cache is None:
-            return matcher.wanted(name, self.teacher.target(name, pixels))
+            return self._computed(matcher, name, pixels)
         if not cache.has(rows):
-            cache.write(rows, matcher.wanted(name, self.teacher.target(name, pixels)))
+            cache.write(rows, self._computed(matcher, name, pixels))
         return cache.read(rows, self.device)  # read back even when just written: every epoch sees the same rounding
 
+    def _computed(self, matcher: Matcher, name: str, pixels: torch.Tensor) -> dict[int, torch.Tensor]:
+        return matcher.wanted(name, self.teacher.target(name, pixels, matcher.depths(name)))
+
     def _open_caches(self, matcher: Matcher) -> None:
-        grid, root = self.tree.config.grid, self.config.cache or ""
+        root = self.config.cache or ""
         fingerprint = self.data.fingerprint()
         wanted: dict[str, tuple[str, dict[int, tuple[int, int]]]] = {}
         for name, branch in self.tree.branches.items():
-            b = branch.config
-            if matcher.objective == "ffm":
-                shapes = {b.stop: (grid**2, b.spec.width)}
-            else:
-                shapes = dict.fromkeys(b.enters, (b.spec.prefix + grid**2, b.spec.width))
+            shapes = matcher.shapes(name)
             facts = {
                 "pictures": fingerprint,
-                "transform": repr(self.data.transforms[f"target_{name}"]),
-                "spec": b.spec.to_dict(),
+                "transform": repr(self.data.transforms[target_pixels(name)]),
+                "spec": branch.config.spec.to_dict(),
                 "shapes": shapes,
                 "bf16": self.bf16,
             }

@@ -1,7 +1,4 @@
-"""What stitches are trained to match, for many depths in one pass.
-
-LFM (layer feature matching)  the stitch's output to the target's own tokens at the depth that is entered
-FFM (final feature matching)  the branch's features to the target's own, through the frozen tail; patch tokens only
+"""The frozen models that teach a tree's stitches, the loss that compares, and the sums that start them.
 
 Per picture the trunk runs once and each target runs once, whatever the number of depths; only tails differ.
 """
@@ -9,27 +6,37 @@ Per picture the trunk runs once and each target runs once, whatever the number o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from vst.data.images import ImageTransform
+from vst.fit.objectives import OBJECTIVES, Objective
 from vst.models import checkpoints
 from vst.models.vfm import VFM
+from vst.tree.config import BranchConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.modules import ModuleMap
-from vst.tree.stitch import Calibration, Stitch
+from vst.tree.ridge import ChannelSums
+from vst.tree.stitches import STITCHES, Calibration, Stitch
 
-OBJECTIVES = ("ffm", "lfm", "ridge")
-MATCHES = ("channel", "raw", "norm")
+TRUNK_PIXELS = "trunk"
 
 
-@dataclass(frozen=True)
-class Target:
-    """A target's own tokens ``[B, T, D]``: at each depth that is entered, and at the depth that the tree reads."""
+def target_pixels(branch: str) -> str:
+    """Under which name the pixels of a branch's target come."""
+    return f"target_{branch}"
 
-    seams: dict[int, Tensor]
-    final: Tensor
+
+def transforms(tree: VSTEncoder) -> dict[str, ImageTransform]:
+    """How one picture becomes the pixels of the trunk and of every target: cut once, same grid, own normalisation."""
+    config = tree.config
+    out = {TRUNK_PIXELS: tree.transform()}
+    for b in config.branches:
+        out[target_pixels(b.name)] = ImageTransform(
+            size=config.grid * b.spec.patch, mean=b.spec.mean, std=b.spec.std, cut=config.cut
+        )
+    return out
 
 
 class Teacher:
@@ -74,15 +81,31 @@ class Teacher:
         return self.tree.trunk.taps(self._cast(pixels), {by_name[name].reads(split) for name, split in chosen})
 
     @torch.no_grad()
-    def target(self, name: str, pixels: Tensor) -> Target:
-        """The target's own tokens for pictures in its own size and normalisation."""
+    def target(self, name: str, pixels: Tensor, depths: Iterable[int] | None = None) -> dict[int, Tensor]:
+        """The target's own tokens ``[B, T, D]`` by its depth, for pictures in its own size and normalisation.
+
+        Args:
+            name: of the branch.
+            pixels: ``[B, 3, S, S]``.
+            depths: of the target, none before the tail's first block; default: all that are entered, and the last.
+        """
         head, branch = self.heads[name], self.tree.branches[name]
-        enters = sorted(set(branch.config.enters))
-        at, x, seams = enters[0], head.taps(self._cast(pixels), [enters[0]])[enters[0]], {}
-        for enter in enters:
-            x = branch.tail.run(x, at, enter)
-            at, seams[enter] = enter, x
-        return Target(seams, branch.tail.run(x, at, branch.config.stop))
+        wanted = sorted({*branch.config.enters, branch.config.stop} if depths is None else set(depths))
+        at = branch.tail.start
+        x, out = head.taps(self._cast(pixels), [at])[at], {}
+        for depth in wanted:
+            x = branch.tail.run(x, at, depth)
+            at, out[depth] = depth, x
+        return out
+
+    def targets(
+        self, pixels: Mapping[str, Tensor], depths: Mapping[str, Iterable[int]] | None = None
+    ) -> dict[str, dict[int, Tensor]]:
+        """:meth:`target` of every branch, from pixels by the names of :func:`transforms`."""
+        return {
+            n: self.target(n, pixels[target_pixels(n)], None if depths is None else depths[n])
+            for n in self.tree.branches
+        }
 
 
 def load_heads(tree: VSTEncoder) -> dict[str, VFM]:
@@ -115,28 +138,52 @@ def _check_head(name: str, head: VFM, tree: VSTEncoder) -> None:
                 )
 
 
+def stitch_loss(given: Tensor, wanted: Tensor, std: Tensor, stitch: nn.Module) -> Tensor:
+    """Mean squared difference in units of ``std [D]``: the loss of one stitch, a scalar in fp32.
+
+    Args:
+        given: the stitched model's tokens ``[B, T, D]``. wanted: the target's own.
+        std: what a difference of one is, by channel.
+        stitch: whose parameters take part in the step even where a tail ignores what they give (prefix tokens).
+
+    Raises:
+        ValueError: tokens that do not pair up.
+    """
+    if given.shape != wanted.shape:
+        raise ValueError(
+            f"Tokens {list(given.shape)} were given to match {list(wanted.shape)}; expected the same shape."
+        )
+    off = (given.float() - wanted.float()) / std
+    return off.square().mean() + idle(stitch)
+
+
+def idle(stitch: nn.Module) -> Tensor | float:
+    """Zero, with every parameter of a stitch in its graph."""
+    return 0.0 * sum(p.sum() for p in stitch.parameters() if p.requires_grad)
+
+
 class Matcher(nn.Module):
     """All stitches of a tree and the loss that trains them; its parameters are the stitches' alone.
 
     Args:
         teacher: the frozen models.
-        objective: ``ffm`` or ``lfm``.
-        match: how features are compared. ``channel``: every channel in units of its own standard deviation (a few
-            outlier channels rule CLIP's last blocks otherwise). ``raw``: as they are, over their mean variance.
-            ``norm``: after the target's final norm (FFM only).
+        objective: one of :data:`vst.fit.objectives.OBJECTIVES` that is trained without labels.
+        match: in which units features are compared; see :class:`vst.fit.objectives.Objective`.
         splits: only the stitches at these; default: all.
+
+    Raises:
+        ValueError: an objective that has no such loss, or units that do not suit it.
     """
 
     def __init__(
         self, teacher: Teacher, objective: str = "ffm", match: str = "channel", splits: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        if objective not in ("ffm", "lfm") or match not in MATCHES or (match == "norm" and objective != "ffm"):
-            raise ValueError(
-                f"objective {objective!r} with match {match!r}; expected ffm with channel, raw or norm, or lfm with "
-                "channel or raw."
-            )
-        self.objective, self.match = objective, match
+        trained = {n: o for n, o in OBJECTIVES.items() if not o.closed_form and not o.labels}
+        if objective not in trained or match not in trained[objective].units:
+            known = "; ".join(f"{n} with {', '.join(o.units)}" for n, o in trained.items())
+            raise ValueError(f"objective {objective!r} with match {match!r} was given; expected {known}.")
+        self.objective, self.match = trained[objective], match
         self._teacher = (teacher,)  # in a tuple: frozen models are no submodules and must not be wrapped or moved
         branches = teacher.tree.config.branches
         self.keys = [(b.name, s) for b in branches for s in b.splits if splits is None or s in splits]
@@ -165,18 +212,13 @@ class Matcher(nn.Module):
         losses = []
         for name, split in self.keys:
             branch = teacher.tree.branches[name]
-            stitch = self.stitches[f"{name}_{split}"]
-            y1 = stitch(taps[branch.config.reads(split)], teacher.tree.trunk)
-            if self.objective == "ffm":
-                y1 = branch.tail.patches(branch.run_tail(y1, split))
-                y = targets[name][branch.config.stop]
-                if self.match == "norm":
-                    y1, y = self._normed(name, y1), self._normed(name, y)
-            else:
-                y = targets[name][branch.config.enter(split)]
-            off = (y1.float() - y.float()) / getattr(self, f"std_{name}_{split}")
-            untouched = sum(p.sum() for p in stitch.parameters() if p.requires_grad)  # a tail may ignore the prefix
-            losses.append(off.square().mean() + 0.0 * untouched)
+            b, stitch = branch.config, self.stitches[f"{name}_{split}"]
+            enter = b.enter(split)
+            given = self.objective.reached(branch.tail, stitch(taps[b.reads(split)], teacher.tree.trunk), enter, b.stop)
+            wanted = targets[name][self.objective.depth(enter, b.stop)]
+            if self.match == "norm":
+                given, wanted = self._normed(name, given), self._normed(name, wanted)
+            losses.append(stitch_loss(given, wanted, getattr(self, f"std_{name}_{split}"), stitch))
         return torch.stack(losses)
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
@@ -185,50 +227,101 @@ class Matcher(nn.Module):
             raise ValueError(f"match='norm' needs the final norm of the target of branch {name!r}: load it with norm.")
         return norm(x)
 
-    def wanted(self, name: str, target: Target) -> dict[int, Tensor]:
+    def depths(self, name: str) -> list[int]:
+        """The target's own depths that the objective compares with, of one branch."""
+        return compared_depths(self.objective, self._teacher[0].tree.branches[name].config)
+
+    def wanted(self, name: str, target: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """What the objective compares with, by the target's own depth: all that a cache has to hold."""
-        branch = self._teacher[0].tree.branches[name]
-        if self.objective == "ffm":
-            return {branch.config.stop: branch.tail.patches(target.final)}
-        return dict(target.seams)
+        tail = self._teacher[0].tree.branches[name].tail
+        return {depth: self.objective.picked(tail, target[depth]) for depth in self.depths(name)}
+
+    def shapes(self, name: str) -> dict[int, tuple[int, int]]:
+        """(tokens, width) of what :meth:`wanted` gives of one picture, by depth."""
+        tree = self._teacher[0].tree
+        spec = tree.branches[name].config.spec
+        tokens = tree.config.grid**2 + (spec.prefix if self.objective.prefix else 0)
+        return dict.fromkeys(self.depths(name), (tokens, spec.width))
+
+
+def compared_depths(objective: Objective, branch: BranchConfig) -> list[int]:
+    """The target's own depths at which an objective compares, ascending."""
+    return sorted({objective.depth(enter, branch.stop) for enter in branch.enters})
 
 
 class Calibrations:
-    """Streams what the closed-form starts and the loss scales need, over a few hundred pictures."""
+    """Streams what the closed-form starts and the loss scales need, over a few hundred pictures.
 
-    def __init__(self, tree: VSTEncoder) -> None:
+    Args:
+        tree: whose stitches are to be fitted.
+        objective: what they are to be trained for after the start; None: nothing.
+    """
+
+    def __init__(self, tree: VSTEncoder, objective: str | None = None) -> None:
         self.tree = tree
         self.seams = {(b.name, s): Calibration() for b in tree.config.branches for s in b.splits}
-        self._final: dict[str, list[Tensor]] = {b.name: [torch.zeros(())] * 3 for b in tree.config.branches}
+        trained = [] if objective is None else [OBJECTIVES[objective]]
+        self._features = {
+            (b.name, depth): ChannelSums()
+            for b in tree.config.branches
+            for o in trained
+            for depth in compared_depths(o, b)
+            if depth not in b.enters
+        }
 
-    def update(self, taps: Mapping[int, Tensor], targets: Mapping[str, Target]) -> None:
-        """Add one batch."""
+    def observe(self, teacher: Teacher, pixels: Mapping[str, Tensor]) -> None:
+        """Add one batch of pictures: pixels by the names of :func:`transforms`."""
+        depths = {
+            b.name: {*b.enters, *(depth for name, depth in self._features if name == b.name)}
+            for b in self.tree.config.branches
+        }
+        self.update(teacher.taps(pixels[TRUNK_PIXELS]), teacher.targets(pixels, depths))
+
+    def update(self, taps: Mapping[int, Tensor], targets: Mapping[str, Mapping[int, Tensor]]) -> None:
+        """Add one batch of the trunk's tokens by depth, and every target's by its own."""
         for b in self.tree.config.branches:
-            target = targets[b.name]
             for split in b.splits:
-                calibration = self.seams[b.name, split]
-                calibration.update(self.tree.config.trunk, b.spec, taps[b.reads(split)], target.seams[b.enter(split)])
-            y = target.final[:, b.spec.prefix :].flatten(0, 1).double()
-            parts = torch.tensor(float(len(y)), dtype=torch.double, device=y.device), y.sum(0), (y * y).sum(0)
-            for i, part in enumerate(parts):
-                self._final[b.name][i] = self._final[b.name][i].to(part) + part
+                y = targets[b.name][b.enter(split)]
+                self.seams[b.name, split].update(self.tree.config.trunk, b.spec, taps[b.reads(split)], y)
+        for (name, depth), sums in self._features.items():
+            sums.update(self.tree.branches[name].tail.patches(targets[name][depth]).flatten(0, 1))
 
-    def final_std(self, name: str) -> Tensor:
-        """Standard deviation ``[D]`` of a target's features by channel."""
-        n, total, squares = self._final[name]
-        variance = torch.as_tensor(squares / n - (total / n) ** 2).clamp_min(0)
-        std = variance.sqrt()
-        return std.clamp_min(float(std.mean()) * 1e-4 + 1e-12).float()
+    def scale(self, objective: Objective, name: str, split: int) -> Tensor:
+        """Standard deviation ``[D]`` by channel of what an objective compares with at one stitch (patch tokens)."""
+        b = self.tree.branches[name].config
+        depth = objective.depth(b.enter(split), b.stop)
+        if depth in b.enters:
+            return next(self.seams[name, s].patches.y_std() for s in b.splits if b.enter(s) == depth)
+        return self._features[name, depth].std()
 
-    def start(self, *, ridge: bool, penalty: float) -> dict[tuple[str, int], float | None]:
-        """Start every stitch; returns the share of the seam's variance that each closed form explains."""
+    def start(self, form: str | None = "ridge", *, penalty: float) -> dict[tuple[str, int], float | None]:
+        """Start every stitch; returns the share of the seam's variance that each closed form explains.
+
+        Args:
+            form: one of :data:`vst.tree.ridge.CLOSED_FORMS`; None: random maps between the right statistics.
+            penalty: of ridge regression, in standardised units.
+        """
         return {
-            key: self.tree.branches[key[0]].stitches[str(key[1])].start(calibration, ridge=ridge, penalty=penalty)
+            key: self.tree.branches[key[0]].stitches[str(key[1])].start(calibration, form, penalty=penalty)
             for key, calibration in self.seams.items()
         }
 
     def set_scales(self, matcher: Matcher) -> None:
         """Give a matcher the units of its losses."""
         for name, split in matcher.keys:
-            std = self.final_std(name) if matcher.objective == "ffm" else self.seams[name, split].patches.y_std()
+            std = self.scale(matcher.objective, name, split)
             matcher.set_scale(name, split, std.to(next(matcher.parameters()).device))
+
+
+def check_closed_form(families: Iterable[str], form: str) -> None:
+    """Make sure that a closed form asked for by name is had.
+
+    Raises:
+        ValueError: a family that has none.
+    """
+    lacking = sorted({family for family in families if not STITCHES[family].closed_form})
+    if lacking:
+        raise ValueError(
+            f"Stitches of family {', '.join(lacking)} have no closed form, and {form!r} is nothing else: train them "
+            "with ffm or lfm, or use a family that has one, such as linear."
+        )

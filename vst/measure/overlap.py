@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vst.tree.baseline import FullEncoders, FullTower
+from vst.tree.config import Split
 from vst.tree.encoder import VSTEncoder
 
 MODES = ("streams", "graphs")
@@ -116,7 +117,7 @@ class Overlapped(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor | Mapping[str, Tensor], split: int | Mapping[str, int] | None = None) -> Tensor:
+    def forward(self, pixels: Tensor | Mapping[str, Tensor], split: Split | None = None) -> Tensor:
         """Fused tokens, as the tower gives them."""
         if isinstance(self.tower, FullTower):
             pixels = self.tower.each(pixels)  # type: ignore[arg-type]  # not in a graph: it makes constants
@@ -124,40 +125,14 @@ class Overlapped(nn.Module):
             return self._run(pixels, split)
         return self._replay(pixels, split)
 
-    def _run(self, pixels: Any, split: int | Mapping[str, int] | None) -> Tensor:
-        with self._streams.joined():
-            if isinstance(self.tower, VSTEncoder):
-                return self._tree(self.tower, pixels, split)
-            return self._full(self.tower, pixels)
+    def _run(self, pixels: Any, split: Split | None) -> Tensor:
+        tower, streams = self.tower, self._streams
+        with streams.joined():
+            if isinstance(tower, VSTEncoder):
+                return tower.fuse(list(tower.walk(pixels, [split], streams)[0].values()))
+            return tower.fused(list(tower.branch_tokens(pixels, streams).values()))
 
-    def _full(self, tower: FullEncoders, each: Mapping[str, Tensor]) -> Tensor:
-        tokens, same = {}, tower.same(each)
-        for name in dict.fromkeys(same.values()):
-            model = tower.models[name]
-            with self._streams.fork(name, each[name]):
-                tokens[name] = model.read(model.taps(each[name], [model.stop])[model.stop])
-        self._streams.join(*tokens.values())
-        return tower.fused([tokens[first] for first in same.values()])
-
-    def _tree(self, tree: VSTEncoder, pixels: Tensor, split: int | Mapping[str, int] | None) -> Tensor:
-        config, trunk = tree.config, tree.trunk
-        chosen = config.resolve(split)
-        leaves: dict[int, list[str]] = {config.trunk_stop: []} if config.keep_trunk else {}
-        for b in config.branches:
-            leaves.setdefault(b.reads(chosen[b.name]), []).append(b.name)
-        x, at, tokens = trunk.embed(pixels.to(trunk.patch_embed.proj.weight.dtype)), 0, {}
-        for depth in sorted(leaves):
-            x, at = trunk.run(x, at, depth), depth
-            for name in leaves[depth]:  # before the trunk goes on, so that its later blocks run beside the branch
-                branch = tree.branches[name]
-                with self._streams.fork(name, x):
-                    tokens[name] = branch.tail.read(branch(x, chosen[name], trunk)).to(pixels.dtype)
-            if config.keep_trunk and depth == config.trunk_stop:
-                tokens[config.trunk_name] = trunk.read(x).to(pixels.dtype)
-        self._streams.join(*tokens.values())
-        return tree.fuse([tokens[name] for name in config.names])
-
-    def _replay(self, pixels: Any, split: int | Mapping[str, int] | None) -> Tensor:
+    def _replay(self, pixels: Any, split: Split | None) -> Tensor:
         given = dict(pixels) if isinstance(pixels, Mapping) else {"": pixels}
         config = self.tower.config
         chosen = tuple(sorted(config.resolve(split).items())) if isinstance(self.tower, VSTEncoder) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -127,12 +127,15 @@ class VFM(nn.Module):
 
     def taps(self, pixels: Tensor, depths: Iterable[int]) -> dict[int, Tensor]:
         """Outputs ``[B, T, D]`` at several depths in one pass; nothing beyond the deepest is run."""
-        wanted = sorted(set(depths))
-        x, at, out = self.embed(pixels), 0, {}
-        for depth in wanted:
+        return dict(self.walk(pixels, depths))
+
+    def walk(self, pixels: Tensor, depths: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+        """:meth:`taps` one by one, ascending: (depth, tokens ``[B, T, D]``), each block run when it is asked for."""
+        x, at = self.embed(pixels), 0
+        for depth in sorted(set(depths)):
             x = self.run(x, at, depth)
-            at, out[depth] = depth, x
-        return out
+            at = depth
+            yield depth, x
 
     def forward(self, pixels: Tensor) -> Tensor:
         """All held blocks and the final norm: ``[B, 3, S, S]`` to ``[B, T, D]``."""

@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from vst.data.probes import LinearHead
 from vst.fit.cache import digest
+from vst.fit.matching import check_closed_form, idle, stitch_loss
+from vst.fit.objectives import OBJECTIVES, Objective
 from vst.protocol.cells import Cell
-from vst.protocol.chains import CLOSED, name_of, needs_labels
+from vst.protocol.chains import is_closed, name_of, needs_labels
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.features import FeatureStore
 from vst.protocol.stitched import Stitched, load_module, save_module
 from vst.protocol.tasks import Division, Task, check_classes, labels_of
 from vst.protocol.training import Trainer
-from vst.tree.stitch import Calibration
+from vst.tree.ridge import ChannelSums
+from vst.tree.stitches import Calibration
 
 
 class Bench:
@@ -79,19 +82,18 @@ class Bench:
         """Of a model's own features over the training pictures, by channel: ``mean``, ``std`` of patch tokens, and
         ``pooled_mean``, ``pooled_std`` of their means over a picture."""
         if model not in self._statistics:
-            final, sums = self.models.specs[model].depth, {}  # type: ignore[var-annotated]
+            final = self.models.specs[model].depth
+            tokens, means = ChannelSums(), ChannelSums()
             for rows in self._parts(self.division.train):
                 y = self.store.batch(rows, {model: [final]}, counted=False)[model, final]
                 y = self.models[model].patches(y).double()
-                for what, values in (("", y.flatten(0, 1)), ("pooled_", y.mean(1))):
-                    parts = len(values), values.sum(0), values.square().sum(0)
-                    sums[what] = [a + b for a, b in zip(sums.get(what, (0, 0, 0)), parts, strict=True)]
-            out = {}
-            for what, (count, total, squares) in sums.items():
-                std = (squares / count - (total / count) ** 2).clamp_min(0).sqrt()
-                out[f"{what}mean"] = (total / count).float()
-                out[f"{what}std"] = std.clamp_min(float(std.mean()) * 1e-4 + 1e-12).float()
-            self._statistics[model] = out
+                tokens.update(y.flatten(0, 1))
+                means.update(y.mean(1))
+            self._statistics[model] = {
+                f"{what}{name}": value
+                for what, sums in (("", tokens), ("pooled_", means))
+                for name, value in (("mean", sums.mean()), ("std", sums.std()))
+            }
         return self._statistics[model]
 
     def _parts(self, rows: Sequence[int], size: int = 32) -> list[Sequence[int]]:
@@ -133,7 +135,7 @@ class Bench:
         path = self.folder / "stages" / f"{name}.safetensors"
         if path.exists():
             return stitched, load_module(path, stitched.stitch)
-        if not cell.chain or cell.chain[-1] in CLOSED:
+        if not cell.chain or is_closed(cell.chain[-1]):
             facts = {name_of(cell.chain): self._start(stitched, cell.chain)}
         else:
             stitched, facts = self.stitched(cell.before())
@@ -146,28 +148,37 @@ class Bench:
         """A closed form, or a random map between standardised spaces."""
         sums, facts = self.calibration(stitched)
         began, penalty = time.monotonic(), self.config.train.penalty
-        stitched.stitch.start(sums, ridge=bool(chain), penalty=penalty, orthogonal=chain == ("procrustes",))
+        if chain:
+            check_closed_form([stitched.cell.family], chain[0])
+        stitched.stitch.start(sums, chain[0] if chain else None, penalty=penalty)
         return {**facts, "seconds": facts["seconds"] + time.monotonic() - began}
 
     def _match(self, stitched: Stitched, stage: str) -> dict[str, Any]:
-        """LFM or FFM, in units of each channel's own deviation."""
-        cell = stitched.cell
-        if stage == "lfm":
-            std = self.calibration(stitched)[0].patches.y_std().to(self.device)
-        else:
-            std = self.statistics(cell.target)["std"].to(self.device)
+        """An objective without labels, in units of each channel's own deviation."""
+        objective, cell = OBJECTIVES[stage], stitched.cell
+        depth = objective.depth(cell.enter, stitched.target.spec.depth)
+        std = self._scale(stitched, objective).to(self.device)
 
         def loss(rows: Sequence[int]) -> Tensor:
             with self.autocast():
-                x, y = self._pair(rows, stitched, cell.enter if stage == "lfm" else stitched.target.spec.depth)
-                given = stitched.seam(x)
-                if stage == "ffm":
-                    given, y = stitched.end(given), stitched.target.patches(y)
-            # a tail may ignore prefix tokens; their parameters still take part in the step
-            idle = sum(p.sum() for p in stitched.stitch.parameters())
-            return ((given.float() - y) / std).square().mean() + 0.0 * idle
+                x, y = self._pair(rows, stitched, depth)
+                given = objective.reached(stitched.target, stitched.seam(x), cell.enter, stitched.target.spec.depth)
+            return stitch_loss(given, objective.picked(stitched.target, y), std, stitched.stitch)
 
         return self._train(stitched.stitch, loss, stage, cell)
+
+    def _scale(self, stitched: Stitched, objective: Objective) -> Tensor:
+        """Standard deviation ``[D]`` by channel of the target's own patch tokens where an objective compares."""
+        depth, last = objective.depth(stitched.cell.enter, stitched.target.spec.depth), stitched.target.spec.depth
+        if depth == stitched.cell.enter:
+            return self.calibration(stitched)[0].patches.y_std()
+        if depth == last:
+            return self.statistics(stitched.cell.target)["std"]
+        sums, name = ChannelSums(), stitched.cell.target
+        for rows in self._parts(self.division.train):
+            y = self.store.batch(rows, {name: [depth]}, counted=False)[name, depth]
+            sums.update(stitched.target.patches(y).flatten(0, 1))
+        return sums.std()
 
     def _train(self, module: nn.Module, loss: Any, stage: str, cell: Cell | None, what: str = "") -> dict[str, Any]:
         title = f"{what or (cell.key if cell else '')}: {stage}"
@@ -228,11 +239,10 @@ class Bench:
         def loss(rows: Sequence[int]) -> Tensor:
             with self.autocast():
                 end = stitched.end(stitched.seam(self.states(rows, stitched)))
-            idle = sum(p.sum() for p in stitched.stitch.parameters())
-            return head.loss(head(head.pool(end.float())), self.labels(rows)) + 0.0 * idle
+            return head.loss(head(head.pool(end.float())), self.labels(rows)) + idle(stitched.stitch)
 
         both = nn.ModuleList([stitched.stitch, head])
-        return stitched, head, {**facts, "head": probe, "tlt": self._train(both, loss, "tlt", cell)}
+        return stitched, head, {**facts, "head": probe, cell.chain[-1]: self._train(both, loss, cell.chain[-1], cell)}
 
     def chain(self, cell: Cell) -> tuple[Stitched, LinearHead, dict[str, Any]]:
         """Any chain: its stitch, the head that its score is told with, and facts of each stage."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from vst.fit.objectives import OBJECTIVES
 from vst.models.spec import VFMSpec
-from vst.protocol.chains import CLOSED, Chain, name_of, parse_chain
+from vst.protocol.chains import Chain, is_closed, name_of, needs_labels, parse_chain
 from vst.protocol.config import ProtocolConfig
 from vst.tree.config import relative_enter
+from vst.tree.stitches import STITCHES
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Cell:
 def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
     """All rows: seed by seed, task by task, then objective by objective as they are listed.
 
-    ``lora`` has no closed form and needs equal widths: its rows exist for trained starts and such directions only. The
-    self-stitch of a model is also made where directions into it from a model of another depth enter it, as their
-    control.
+    A family has rows for directions that it supports only, and for chains that begin with a closed form only if it has
+    one (``lora`` needs equal widths and has none). The self-stitch of a model is also made where directions into it
+    from a model of another depth enter it, as their control.
 
     Raises:
         ValueError: a depth that a model does not have, or a grid without any row.
@@ -69,14 +71,15 @@ def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
                     source, target = config.ends(direction)
                     a, b = specs[source], specs[target]
                     for family in config.families:
-                        if family == "lora" and (a.width != b.width or chain[0] in CLOSED):
+                        kind = STITCHES[family]
+                        if not kind.supports(a, b) or (is_closed(chain[0]) and not kind.closed_form):
                             continue
                         for depth, enter in places[source, target]:
                             out.append(Cell(task, source, target, family, depth, enter, chain, seed))
     if not out:
         raise ValueError(
-            "The grid has no row: lora needs directions of equal width and objectives without a closed form; add "
-            "another family."
+            f"The grid has no row: {', '.join(config.families)} do not support these directions (lora needs equal "
+            "widths), or have no closed form to begin these objectives with; add another family or objective."
         )
     return out
 
@@ -103,9 +106,12 @@ def _places(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[tuple[
 
 def work(cell: Cell, specs: Mapping[str, VFMSpec], config: ProtocolConfig, pictures: int) -> float:
     """Rough work of a row's last stage and its measures, in blocks of the target, for telling the time left."""
-    blocks, train = specs[cell.target].depth - cell.enter, config.train
+    stop, train, stage = specs[cell.target].depth, config.train, cell.chain[-1]
+    blocks, objective = stop - cell.enter, OBJECTIVES[stage]
     tail = blocks * specs[cell.target].block_weights
-    trial = 2 * len(train.rates) * train.trial_steps * train.batch_size * (len(train.rates) > 1)
-    passes = {"lfm": 0, "ffm": 2 * train.ffm_epochs * pictures + trial, "tlt": 2 * train.tlt_epochs * pictures + trial}
-    probe = pictures if cell.chain[-1] != "tlt" else 0
-    return tail * (passes.get(cell.chain[-1], 0) + probe + pictures / 2) + tail / blocks * pictures
+    passes = 0
+    if objective.depth(cell.enter, stop) > cell.enter:
+        trial = 2 * len(train.rates) * train.trial_steps * train.batch_size * (len(train.rates) > 1)
+        passes = 2 * train.epochs(stage) * pictures + trial
+    probe = 0 if needs_labels((stage,)) else pictures
+    return tail * (passes + probe + pictures / 2) + tail / blocks * pictures

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from vst.fit.objectives import OBJECTIVES
 from vst.protocol.chains import parse_chain
-from vst.tree.stitch import DEFAULT_STITCH, StitchSpec
+from vst.tree.stitches import DEFAULT_STITCH, StitchSpec
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 CUTS = ("crop", "squash")
@@ -79,8 +80,9 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}; expected at least 1.")
 
     def epochs(self, stage: str) -> int:
-        """At most so many epochs of ``lfm``, ``ffm``, ``tlt`` or ``head``."""
-        return getattr(self, f"{stage}_epochs")
+        """At most so many epochs of an objective, or of ``head``: as configured, else the objective's own number."""
+        own = f"{stage}_epochs"
+        return getattr(self, own) if hasattr(self, own) else OBJECTIVES[stage].epochs
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vst.protocol.chains import CLOSED, name_of, needs_labels, parse_chain, start_of
+from vst.protocol.chains import is_closed, name_of, needs_labels, parse_chain, start_of
 
 HOLDS, NOT, UNKNOWN = "holds", "does not hold", "cannot be told here"
 CLAIMS = {
@@ -160,7 +160,7 @@ class _Part:
         self.enters[a, b, depth] = row["enter"]
         chain = parse_chain(row["objective"])
         if needs_labels(chain):
-            trained = name_of(tuple(stage for stage in chain if stage not in CLOSED))
+            trained = name_of(tuple(stage for stage in chain if not is_closed(stage)))
             self.scores.setdefault((a, b, depth, trained), {})[row["seed"]] = row["score"]
 
     def crossed(self) -> dict[tuple[str, str], list[int]]:

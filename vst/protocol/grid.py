@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
 from vst.measure.cost import model_cost
 from vst.protocol import offline, sources  # noqa: F401 (their tasks are registered)
@@ -25,7 +26,7 @@ from vst.protocol.measures import cka_map, majority, measure, measure_model, res
 from vst.protocol.report import write_report
 from vst.protocol.tasks import Task, draw, make_task
 from vst.results.folders import Run, atomic_path, read_json, write_json
-from vst.tree.stitch import StitchSpec
+from vst.tree.stitches import StitchSpec
 
 
 def run_protocol(
@@ -191,7 +192,8 @@ class _Grid:
         out: dict[str, set[int]] = {name: {self.models.specs[name].depth} for name in self._used()}
         for cell in mine:
             out[cell.source].add(StitchSpec(cell.family).reads(cell.depth))
-            out[cell.target].add(cell.enter)
+            stop = self.models.specs[cell.target].depth
+            out[cell.target] |= {cell.enter, *(OBJECTIVES[s].depth(cell.enter, stop) for s in cell.chain)}
         return {name: sorted(depths) for name, depths in out.items()}
 
     def _baselines(self, bench: Bench, compared: bool) -> None:

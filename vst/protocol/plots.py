@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vst.fit.objectives import OBJECTIVES
 from vst.protocol.tables import kinds, stitched_rows
 from vst.results.folders import atomic_path
 
@@ -61,7 +62,7 @@ def training_curves(rows: Sequence[Row], task: str, family: str, path: Path) -> 
 
     mine = [r for r in stitched_rows(rows) if (r["task"], r["family"]) == (task, family)]
     part = [r for r in mine if r["seed"] == min(r["seed"] for r in mine)]
-    stages = [s for s in ("lfm", "ffm", "tlt") if any(_last(r) == s for r in part)]
+    stages = [s for s, o in OBJECTIVES.items() if not o.closed_form and any(_last(r) == s for r in part)]
     if not stages:
         return
     directions = list(dict.fromkeys((r["source"], r["target"]) for r in part))

@@ -17,16 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vst.measure.cost import Cost, tree_cost
-from vst.models.vfm import VFM
 from vst.protocol.cells import Cell
 from vst.protocol.features import Models
 from vst.results.folders import atomic_path
 from vst.tree.config import BranchConfig, VSTConfig
-from vst.tree.stitch import StitchSpec
+from vst.tree.encoder import Branch
+from vst.tree.stitches import Stitch, StitchSpec
 
 
-class Stitched(nn.Module):
-    """``tail_target[enter:](stitch(x))`` for x at the source's ``reads`` depth. Only the stitch is a parameter.
+class Stitched:
+    """The stitched model of a cell: a branch whose tail is the whole target, on the source's tokens.
 
     Its random start depends on the cell's place and seed alone, so all chains of a place begin alike.
 
@@ -35,28 +35,24 @@ class Stitched(nn.Module):
     """
 
     def __init__(self, cell: Cell, models: Models) -> None:
-        super().__init__()
         self.cell = cell
-        self._frozen = (models[cell.source], models[cell.target])  # in a tuple: frozen models are no submodules
-        self.spec = StitchSpec(cell.family)
+        self.source, self.target = models[cell.source], models[cell.target]
+        spec = self.target.spec
+        config = BranchConfig("target", spec, (cell.depth,), (cell.enter,), spec.depth, StitchSpec(cell.family))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(f"{cell.seed} {cell.place}".encode()))
-            self.stitch = self.spec.build(self.source.spec, self.target.spec, cell.depth).to(models.device)
+            self.branch = Branch(config, self.source.spec, self.target)
+        self.stitch.to(models.device)
 
     @property
-    def source(self) -> VFM:
-        """The model whose blocks run first."""
-        return self._frozen[0]
-
-    @property
-    def target(self) -> VFM:
-        """The model whose tail is entered."""
-        return self._frozen[1]
+    def stitch(self) -> Stitch:
+        """What is trained."""
+        return self.branch.stitches[str(self.cell.depth)]
 
     @property
     def reads(self) -> int:
         """Source depth that the stitch reads."""
-        return self.spec.reads(self.cell.depth)
+        return self.branch.config.reads(self.cell.depth)
 
     def seam(self, x: Tensor) -> Tensor:
         """Source tokens ``[B, Ts, Ds]`` to what the tail is fed, ``[B, Tt, Dt]``."""
@@ -64,13 +60,13 @@ class Stitched(nn.Module):
 
     def end(self, z: Tensor) -> Tensor:
         """Through the tail: ``[B, Tt, Dt]`` to patch tokens ``[B, N, Dt]`` of the target's last block (before norm)."""
-        return self.target.patches(self.target.run(z, self.cell.enter, self.target.spec.depth))
+        return self.target.patches(self.branch.run_tail(z, self.cell.depth))
 
     def cost(self) -> Cost:
         """Of one picture: source blocks, stitch, tail; without a head."""
-        a, b, cell = self.source.spec, self.target.spec, self.cell
-        branch = BranchConfig("target", b, (cell.depth,), (cell.enter,), b.depth, self.spec)
-        config = VSTConfig(a, (branch,), self.source.grid, keep_trunk=False, feature_layer=-1)
+        config = VSTConfig(
+            self.source.spec, (self.branch.config,), self.source.grid, keep_trunk=False, feature_layer=-1
+        )
         return tree_cost(config)
 
 

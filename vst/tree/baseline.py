@@ -14,6 +14,7 @@ from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.config import VSTConfig, feature_depth
 from vst.tree.modules import ModuleMap
+from vst.tree.schedule import IN_TURN, Schedule
 
 
 class FullEncoders(nn.Module):
@@ -58,16 +59,19 @@ class FullEncoders(nn.Module):
             for name, m in self.models.items()
         }
 
-    def branch_tokens(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Patch tokens ``[B, N, D]`` by name, from pixels by name.
+    def branch_tokens(self, pixels: Mapping[str, Tensor], schedule: Schedule = IN_TURN) -> dict[str, Tensor]:
+        """Patch tokens ``[B, N, D]`` by name, from pixels by name; each model's work inside ``schedule.fork``.
 
         A model that is there twice (the control of doubled tokens) runs once for the same pixels.
         """
-        out: dict[str, Tensor] = {}
-        for name, first in self.same(pixels).items():
+        made: dict[str, Tensor] = {}
+        same = self.same(pixels)
+        for name in dict.fromkeys(same.values()):
             model = self.models[name]
-            out[name] = out[first] if first in out else model.read(model.taps(pixels[name], [model.stop])[model.stop])
-        return out
+            with schedule.fork(name, pixels[name]):
+                made[name] = model.read(model.taps(pixels[name], [model.stop])[model.stop])
+        schedule.join(*made.values())
+        return {name: made[first] for name, first in same.items()}
 
     def same(self, pixels: Mapping[str, Tensor]) -> dict[str, str]:
         """By name, the first of the models that gives the same tokens: mostly itself."""

@@ -9,9 +9,10 @@ from typing import Any
 from vst.data.images import CUTS
 from vst.models.spec import VFMSpec
 from vst.tree.fusion import FUSIONS, NORMALISE, Fusion
-from vst.tree.stitch import StitchSpec
+from vst.tree.stitches import StitchSpec
 
 MODEL_TYPE = "vst"
+Split = int | Mapping[str, int]  # one for all branches, or by branch name
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class VSTConfig:
         fusion, fusion_weights: how branches become one sequence; weights belong to ``additive`` alone.
         normalise: what is done to each branch before fusion.
         cut: how a picture becomes square.
-        split: default split; None is the deepest split that every branch holds (the cheapest).
+        split: default split, one for all branches or by branch name; None is the deepest split that every branch holds
+            (the cheapest).
     """
 
     trunk: VFMSpec
@@ -96,7 +98,7 @@ class VSTConfig:
     fusion_weights: tuple[float, ...] | None = None
     normalise: str = "layer"
     cut: str = "crop"
-    split: int | None = None
+    split: int | dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
@@ -117,8 +119,7 @@ class VSTConfig:
             if branch.stop != feature_depth(branch.spec, self.feature_layer):
                 raise ValueError(f"Branch {branch.name!r} stops at {branch.stop}, not at layer {self.feature_layer}.")
         if self.split is not None:
-            for branch in self.branches:
-                branch.enter(self.split)
+            self.resolve(self.split)
         self.fuser()
 
     @property
@@ -157,7 +158,7 @@ class VSTConfig:
         widths = {name: spec.width for name, spec in self.specs.items()}
         return Fusion(self.fusion, widths, normalise=self.normalise, weights=self.fusion_weights)
 
-    def resolve(self, split: int | Mapping[str, int] | None) -> dict[str, int]:
+    def resolve(self, split: Split | None) -> dict[str, int]:
         """One split for every branch, from an int, a dict by branch, or None for the default.
 
         Raises:
@@ -179,15 +180,23 @@ class VSTConfig:
     def default_split(self) -> int | dict[str, int]:
         """``split`` if set, else the deepest that every branch holds, else each branch's own deepest."""
         if self.split is not None:
-            return self.split
+            return dict(self.split) if isinstance(self.split, Mapping) else self.split
         return self.splits[-1] if self.splits else {b.name: b.splits[-1] for b in self.branches}
 
     def choices(self) -> dict[str, int | dict[str, int]]:
-        """Splits worth a row in a table, by label: those in common, else each branch's shallowest and deepest."""
+        """Splits worth a row in a table, by label, the default among them.
+
+        Those in common, else each branch's shallowest and deepest; and the default, where it differs by branch.
+        """
         if self.splits:
-            return {f"VST-{split}": split for split in self.splits}
-        ends = {"shallowest": 0, "deepest": -1} if self.branches else {}
-        return {f"VST {label}": {b.name: b.splits[at] for b in self.branches} for label, at in ends.items()}
+            out: dict[str, int | dict[str, int]] = {f"VST-{split}": split for split in self.splits}
+        else:
+            ends = {"shallowest": 0, "deepest": -1} if self.branches else {}
+            out = {f"VST {label}": {b.name: b.splits[at] for b in self.branches} for label, at in ends.items()}
+        default = self.default_split() if self.branches else None
+        if isinstance(default, dict) and default not in out.values():
+            out[f"VST-{split_label(default)}"] = default
+        return out
 
     def trunk_depth(self) -> int:
         """How many trunk blocks are held: to the deepest split, and to the trunk's own features if they are kept."""
@@ -210,7 +219,8 @@ class VSTConfig:
         branches = tuple(
             replace(b, splits=wanted[b.name], enters=tuple(b.enter(s) for s in wanted[b.name])) for b in self.branches
         )
-        kept = all(self.split in own for own in wanted.values())
+        chosen = {} if self.split is None else self.resolve(self.split)
+        kept = bool(chosen) and all(chosen[name] in own for name, own in wanted.items())
         return replace(self, branches=branches, split=self.split if kept else None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,3 +297,29 @@ def feature_depth(spec: VFMSpec, layer: int) -> int:
 def relative_enter(split: int, trunk: VFMSpec, target: VFMSpec, stop: int) -> int:
     """The target's depth at the same relative depth as the trunk's ``split``, at most ``stop``."""
     return min(max(round(split * target.depth / trunk.depth), 1), stop)
+
+
+def split_label(split: Split) -> str:
+    """A split as it is shown, and typed after ``TREE@``: ``14``, or ``clip=14,siglip=6`` by branch."""
+    return str(split) if isinstance(split, int) else ",".join(f"{name}={depth}" for name, depth in split.items())
+
+
+def parse_split(text: str) -> int | dict[str, int]:
+    """Inverse of :func:`split_label`.
+
+    Raises:
+        ValueError: text of neither form.
+    """
+    try:
+        if "=" not in text:
+            return int(text)
+        pairs = [part.split("=") for part in text.split(",")]
+        named = {name.strip(): int(depth) for name, depth in pairs}
+    except ValueError:
+        named = {}
+        pairs = []
+    if not named or len(named) < len(pairs):
+        raise ValueError(
+            f"{text!r} is no split: expected a depth, such as 14, or one for each branch, such as clip=14,siglip=6."
+        )
+    return named

@@ -6,7 +6,7 @@ Shape suffixes: B batch, N patches (grid * grid), T tokens with prefix, D width 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ from vst.data.images import ImageTransform
 from vst.models import checkpoints
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
-from vst.tree.config import BranchConfig, VSTConfig, feature_depth, relative_enter
+from vst.tree.config import BranchConfig, Split, VSTConfig, feature_depth, relative_enter, split_label
 from vst.tree.modules import ModuleMap
 from vst.tree.saving import OnDisk
-from vst.tree.stitch import Stitch, StitchSpec
+from vst.tree.schedule import IN_TURN, Schedule
+from vst.tree.stitches import Stitch, StitchSpec
 
 
 class Features(NamedTuple):
@@ -31,15 +32,20 @@ class Features(NamedTuple):
 
 
 class Branch(nn.Module):
-    """A branch: its stitches (one a split) and its tail. Weights come from :class:`VSTEncoder`'s constructors."""
+    """A branch: its stitches, new, one a split, and its tail.
 
-    def __init__(self, config: BranchConfig, trunk: VFMSpec, grid: int, norm: bool) -> None:
+    Args:
+        config: of the branch. trunk: of the model whose tokens it is fed.
+        tail: the branch's model from its first entered block on at least.
+    """
+
+    def __init__(self, config: BranchConfig, trunk: VFMSpec, tail: VFM) -> None:
         super().__init__()
         self.config = config
         self.stitches: ModuleMap[Stitch] = ModuleMap(
             {str(split): config.stitch.build(trunk, config.spec, split) for split in config.splits}
         )
-        self.tail = VFM(config.spec, grid, start=min(config.enters), stop=config.stop, stem=False, norm=norm)
+        self.tail = tail
 
     def run_tail(self, tokens: Tensor, split: int) -> Tensor:
         """Stitched tokens ``[B, T, D]`` through the tail's blocks (no norm)."""
@@ -68,7 +74,14 @@ class VSTEncoder(OnDisk):
             config.trunk, config.grid, stop=config.trunk_depth(), norm=config.feature_norm and config.keep_trunk
         )
         self.branches: ModuleMap[Branch] = ModuleMap(
-            {b.name: Branch(b, config.trunk, config.grid, config.feature_norm) for b in config.branches}
+            {
+                b.name: Branch(
+                    b,
+                    config.trunk,
+                    VFM(b.spec, config.grid, start=min(b.enters), stop=b.stop, stem=False, norm=config.feature_norm),
+                )
+                for b in config.branches
+            }
         )
         self.fuse = config.fuser()
         self.random_seed: int | None = None  # set where the frozen weights are random, so that a fit finds their heads
@@ -220,12 +233,12 @@ class VSTEncoder(OnDisk):
 
     @property
     def split(self) -> int | dict[str, int]:
-        """Split used where a call names none: one for all branches, or by branch where they have none in common."""
+        """Split used where a call names none: one for all branches, or by branch name."""
         return self.config.default_split()
 
     @split.setter
-    def split(self, value: int) -> None:
-        self.config = replace(self.config, split=value)
+    def split(self, value: Split | None) -> None:
+        self.config = replace(self.config, split=dict(value) if isinstance(value, Mapping) else value)
 
     def set_fusion(
         self, fusion: str, *, weights: Sequence[float] | None = None, normalise: str | None = None
@@ -269,43 +282,78 @@ class VSTEncoder(OnDisk):
         spec = self.config.trunk
         return ImageTransform(size=self.image_size, mean=spec.mean, std=spec.std, cut=self.config.cut)
 
-    def branch_tokens(self, pixels: Tensor, split: int | Mapping[str, int] | None = None) -> dict[str, Tensor]:
+    def branch_tokens(self, pixels: Tensor, split: Split | None = None) -> dict[str, Tensor]:
         """Every branch's patch tokens ``[B, N, D]``, by name in the order of fusion, in the dtype of ``pixels``.
 
         The trunk runs once, and no deeper than this call needs.
         """
-        return self._tokens(pixels, [self.config.resolve(split)])[0]
+        return self.walk(pixels, [split])[0]
 
-    def sweep(self, pixels: Tensor, splits: Sequence[int] | None = None) -> dict[int, dict[str, Tensor]]:
-        """:meth:`branch_tokens` at several splits (default: all), with one run of the trunk for all of them."""
-        splits = self.splits if splits is None else list(splits)
-        return dict(zip(splits, self._tokens(pixels, [self.config.resolve(s) for s in splits]), strict=True))
+    def sweep(self, pixels: Tensor, splits: Sequence[Split] | None = None) -> dict[Any, dict[str, Tensor]]:
+        """:meth:`branch_tokens` at several splits (default: all), with one run of the trunk for all of them.
 
-    def _tokens(self, pixels: Tensor, choices: list[dict[str, int]]) -> list[dict[str, Tensor]]:
-        taps = self.taps(pixels, choices)
-        return [{n: x.to(pixels.dtype) for n, x in self.from_taps(taps, chosen).items()} for chosen in choices]
+        Keys are the splits, or their labels (:func:`vst.tree.config.split_label`) where they differ by branch.
+        """
+        splits = list(self.splits) if splits is None else list(splits)
+        keys = [s if isinstance(s, int) else split_label(s) for s in splits]
+        return dict(zip(keys, self.walk(pixels, splits), strict=True))
 
-    def taps(self, pixels: Tensor, splits: Sequence[int | Mapping[str, int]] | None = None) -> dict[int, Tensor]:
-        """The trunk's tokens ``[B, T, D]`` by depth: what :meth:`from_taps` needs at some splits (default: all)."""
+    def walk(
+        self, pixels: Tensor, splits: Sequence[Split | None], schedule: Schedule = IN_TURN
+    ) -> list[dict[str, Tensor]]:
+        """:meth:`branch_tokens` at several splits, the work of each branch handed to a scheduler.
+
+        The trunk runs once, depth by depth; where a branch leaves it, all that the branch does is done inside
+        ``schedule.fork``, before the trunk goes on.
+
+        Args:
+            pixels: ``[B, 3, S, S]``.
+            splits: one or more.
+            schedule: what runs the branches; by default in turn.
+        """
+        choices = [self.config.resolve(split) for split in splits]
+        states = self.trunk.walk(pixels.to(self.trunk.patch_embed.proj.weight.dtype), self._depths(choices))
+        found = self._branches(states, choices, schedule)
+        return [{name: x.to(pixels.dtype) for name, x in tokens.items()} for tokens in found]
+
+    def _depths(self, choices: Sequence[Mapping[str, int]]) -> set[int]:
+        """Trunk depths that branches, and the trunk's own features, are read at."""
+        depths = {b.reads(chosen[b.name]) for chosen in choices for b in self.config.branches}
+        return depths | ({self.config.trunk_stop} if self.config.keep_trunk else set())
+
+    def _branches(
+        self, states: Iterable[tuple[int, Tensor]], choices: Sequence[Mapping[str, int]], schedule: Schedule
+    ) -> list[dict[str, Tensor]]:
+        """Every choice's patch tokens by name, from the trunk's tokens by depth as they come, ascending."""
         config = self.config
+        leaving: dict[int, dict[tuple[str, int], None]] = {}
+        for chosen in choices:
+            for b in config.branches:
+                leaving.setdefault(b.reads(chosen[b.name]), {})[b.name, chosen[b.name]] = None
+        made: dict[tuple[str, int], Tensor] = {}
+        for depth, x in states:
+            for name, split in leaving.get(depth, ()):
+                branch = self.branches[name]
+                with schedule.fork(name, x):
+                    made[name, split] = branch.tail.read(branch(x, split, self.trunk))
+            if config.keep_trunk and depth == config.trunk_stop:
+                made[config.trunk_name, -1] = self.trunk.read(x)
+        schedule.join(*made.values())
+        return [{name: made[name, chosen.get(name, -1)] for name in config.names} for chosen in choices]
+
+    def taps(self, pixels: Tensor, splits: Sequence[Split] | None = None) -> dict[int, Tensor]:
+        """The trunk's tokens ``[B, T, D]`` by depth: what :meth:`from_taps` needs at some splits (default: all)."""
         if splits is None:
-            depths = {b.reads(s) for b in config.branches for s in b.splits}
+            depths = {b.reads(s) for b in self.config.branches for s in b.splits} | self._depths([])
         else:
-            choices = [config.resolve(s) for s in splits]
-            depths = {b.reads(chosen[b.name]) for chosen in choices for b in config.branches}
-        depths |= {config.trunk_stop} if config.keep_trunk else set()
+            depths = self._depths([self.config.resolve(s) for s in splits])
         return self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
 
-    def from_taps(self, taps: Mapping[int, Tensor], split: int | Mapping[str, int] | None = None) -> dict[str, Tensor]:
+    def from_taps(self, taps: Mapping[int, Tensor], split: Split | None = None) -> dict[str, Tensor]:
         """:meth:`branch_tokens` from what :meth:`taps` gave, in its dtype, so that a trunk need not run again."""
-        config, chosen = self.config, self.config.resolve(split)
-        tokens = {config.trunk_name: self.trunk.read(taps[config.trunk_stop])} if config.keep_trunk else {}
-        for name, branch in self.branches.items():
-            x = taps[branch.config.reads(chosen[name])]
-            tokens[name] = branch.tail.read(branch(x, chosen[name], self.trunk))
-        return tokens
+        return self._branches(sorted(taps.items()), [self.config.resolve(split)], IN_TURN)[0]
 
-    def features(self, pixels: Tensor, split: int | Mapping[str, int] | None = None) -> dict[str, Features]:
+    def features(self, pixels: Tensor, split: Split | None = None) -> dict[str, Features]:
         """Every branch's features before fusion, as tokens and as a map.
 
         Args:
@@ -321,7 +369,7 @@ class VSTEncoder(OnDisk):
             for name, x in self.branch_tokens(pixels, split).items()
         }
 
-    def forward(self, pixels: Tensor, split: int | Mapping[str, int] | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, split: Split | None = None) -> Tensor:
         """Fused tokens ``[B, tokens, width]`` of pictures ``[B, 3, S, S]``, in the dtype of ``pixels``.
 
         Args:

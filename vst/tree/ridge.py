@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,7 @@ class RidgeSums:
 
     def y_std(self) -> Tensor:
         """Standard deviation of y by channel ``[Dy]``, fp32."""
-        return _std(self._sums["yy"] / self.rows - (self._sums["y"] / self.rows) ** 2).float()
+        return channel_std(self._sums["yy"] / self.rows - (self._sums["y"] / self.rows) ** 2).float()
 
     def solve_orthogonal(self) -> RidgeFit:
         """Orthogonal Procrustes with a scale: ``y - mean(y) = s Q (x - mean(x))``, Q orthogonal, of least squares.
@@ -90,7 +91,7 @@ class RidgeSums:
         n, s = self.rows, self._sums
         x_mean, y_mean = s["x"] / n, s["y"] / n
         xx = s["xx"].diagonal() / n - x_mean**2
-        x_std, y_std = (_std(v.clamp_min(0).mean().expand_as(v)) for v in (xx, s["yy"] / n - y_mean**2))
+        x_std, y_std = (channel_std(v.clamp_min(0).mean().expand_as(v)) for v in (xx, s["yy"] / n - y_mean**2))
         cross = ((s["xy"] / n - torch.outer(x_mean, y_mean)) / torch.outer(x_std, y_std)).T
         u, singular, v = torch.linalg.svd(cross, full_matrices=False)
         turned = v.T @ v  # x that Q keeps: all of it unless y is narrower
@@ -122,7 +123,7 @@ class RidgeSums:
         x_mean, y_mean = s["x"] / n, s["y"] / n
         xx = s["xx"] / n - torch.outer(x_mean, x_mean)
         xy = s["xy"] / n - torch.outer(x_mean, y_mean)
-        x_std, y_std = _std(xx.diagonal()), _std(s["yy"] / n - y_mean**2)
+        x_std, y_std = channel_std(xx.diagonal()), channel_std(s["yy"] / n - y_mean**2)
         gram = xx / torch.outer(x_std, x_std)
         cross = xy / torch.outer(x_std, y_std)
         gram.diagonal().add_(penalty)
@@ -141,6 +142,37 @@ class RidgeSums:
         )
 
 
-def _std(variance: Tensor) -> Tensor:
+def channel_std(variance: Tensor) -> Tensor:
+    """Standard deviations by channel ``[D]``, none so small that dividing by it would blow up a dead channel."""
     std = variance.clamp_min(0).sqrt()
     return std.clamp_min(max(float(std.mean()) * _MIN_STD, 1e-12))
+
+
+CLOSED_FORMS: dict[str, Callable[[RidgeSums, float], RidgeFit]] = {
+    "ridge": lambda sums, penalty: sums.solve(penalty),
+    "procrustes": lambda sums, penalty: sums.solve_orthogonal(),
+}
+
+
+class ChannelSums:
+    """Streams mean and standard deviation of features by channel, in fp64."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._total: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+
+    def update(self, y: Tensor) -> None:
+        """Add rows ``[rows, D]``."""
+        y = y.double()
+        self.rows += len(y)
+        self._total, self._squares = self._total + y.sum(0), self._squares + y.square().sum(0)
+
+    def mean(self) -> Tensor:
+        """``[D]``, fp32."""
+        return torch.as_tensor(self._total / self.rows).float()
+
+    def std(self) -> Tensor:
+        """``[D]``, fp32; see :func:`channel_std`."""
+        variance = self._squares / self.rows - (self._total / self.rows) ** 2
+        return channel_std(torch.as_tensor(variance)).float()

@@ -15,18 +15,19 @@ from torch.utils.data import DataLoader, Subset
 
 from vst.data.pictures import ImageSet, collate
 from vst.data.probes import linear_probe
-from vst.fit.heldout import TRUNK_PIXELS, evaluate_stitches, transforms
-from vst.fit.matching import Calibrations, Teacher
+from vst.fit.heldout import evaluate_stitches
+from vst.fit.matching import TRUNK_PIXELS, Calibrations, Teacher, check_closed_form, target_pixels, transforms
 from vst.measure.cost import block_figure, full_cost, model_cost, tree_cost
 from vst.measure.latency import ALL, measure_tree
 from vst.models.checkpoints import describe
 from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
-from vst.tree.stitch import DEFAULT_STITCH
+from vst.tree.stitches import DEFAULT_STITCH
 from vst.trunk.report import verdict
 
 FOLDERS = "folders"
+FORM = "ridge"
 _PENALTY = 1e-3  # of the ridge, as a fit's
 _BATCH = 16
 
@@ -103,6 +104,7 @@ class _Comparison:
     def __init__(self, models: Sequence[str] | Mapping[str, str], config: TrunkConfig, device: str, show: bool) -> None:
         if isinstance(models, str) or len(models) < 2:
             raise ValueError(f"models is {models!r}; expected two or more sources, such as [clip-l-336, dinov2-l].")
+        check_closed_form([config.stitch], FORM)
         self.sources = dict(models) if isinstance(models, Mapping) else named(models)
         self.specs = {name: describe(source) for name, source in self.sources.items()}
         self.config, self.device, self.show = config, torch.device(device), show
@@ -197,13 +199,11 @@ class _Comparison:
         """The closed form of every stitch."""
         sums, seen = Calibrations(tree), 0
         for pixels, kept in self._read(data, rows, f"{trunk} as trunk: closed form"):
-            taps = teacher.taps(pixels[TRUNK_PIXELS])
-            sums.update(taps, {n: teacher.target(n, pixels[f"target_{n}"]) for n in tree.branches})
+            sums.observe(teacher, pixels)
             seen += len(kept)
         if not seen:
             raise ValueError(f"None of {len(rows)} pictures could be read: give readable ones.")
-        if any(value is None for value in sums.start(ridge=True, penalty=_PENALTY).values()):
-            raise ValueError(f"The stitch family {self.config.stitch!r} has no closed form; use linear or mlp_skip.")
+        sums.start(FORM, penalty=_PENALTY)
 
     def _read(self, data: ImageSet, rows: list[int], title: str) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
         """Pixels on the device, and which of ``rows`` they are."""
@@ -232,9 +232,8 @@ class _Comparison:
                     fused = tree.fuse(list(tree.from_taps(taps, split).values()))
                     out.setdefault(f"VST-{split}", []).append(fused.mean(1).cpu())
                 if full is not None:
-                    own = full.branch_tokens(
-                        {n: pixels[TRUNK_PIXELS if n == tree.config.trunk_name else f"target_{n}"] for n in full.models}
-                    )
+                    named = {n: target_pixels(n) for n in full.models} | {tree.config.trunk_name: TRUNK_PIXELS}
+                    own = full.branch_tokens({n: pixels[named[n]] for n in full.models})
                     out.setdefault(ALL, []).append(full.fused(list(own.values())).mean(1).cpu())
                     for name, tokens in own.items():
                         given = trunk if name == tree.config.trunk_name else name

@@ -13,7 +13,7 @@ from vst import VSTConfig, VSTEncoder
 from vst.measure.cost import activation_bytes, full_cost
 from vst.models.spec import VFMSpec
 from vst.tree.config import BranchConfig
-from vst.tree.stitch import StitchSpec
+from vst.tree.stitches import StitchSpec
 
 VICUNA_7B = LlamaConfig(  # as in its config.json
     hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000

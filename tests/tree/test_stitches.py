@@ -7,7 +7,7 @@ from torch import nn
 
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
-from vst.tree.stitch import STITCHES, Calibration, StitchSpec
+from vst.tree.stitches import STITCHES, Calibration, StitchSpec
 
 GRID = 4
 
@@ -93,7 +93,7 @@ def test_the_procrustes_start_is_the_textbook_one(widths):
     for i in range(0, 40, 7):
         calibration.update(source, target, x[i : i + 7], y[i : i + 7])
     stitch = StitchSpec("linear").build(source, target, 2)
-    explained = stitch.start(calibration, orthogonal=True)
+    explained = stitch.start(calibration, form="procrustes")
     a, b = x[:, 1:].flatten(0, 1).double().numpy(), y[:, 1:].flatten(0, 1).double().numpy()
     a0, b0 = a - a.mean(0), b - b.mean(0)
     u, _, v = np.linalg.svd(b0.T @ a0, full_matrices=False)
@@ -114,7 +114,7 @@ def test_the_procrustes_start_finds_a_rotation():
     calibration = Calibration()
     calibration.update(model, model, x, x @ turn)
     stitch = StitchSpec("mlp_skip").build(model, model, 2)
-    assert stitch.start(calibration, orthogonal=True) == pytest.approx(1, abs=1e-5)
+    assert stitch.start(calibration, form="procrustes") == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(stitch(x, None)[:, 1:], (x @ turn)[:, 1:], atol=1e-3, rtol=1e-3)
 
 
@@ -163,7 +163,7 @@ def test_random_start_keeps_the_statistics_but_not_the_map():
     calibration.update(source, target, tokens(source, 30), tokens(target, 30, seed=1))
     stitch = StitchSpec("linear").build(source, target, 1)
     before = stitch.patches.inner.weight.clone()
-    assert stitch.start(calibration, ridge=False) is None
+    assert stitch.start(calibration, form=None) is None
     assert torch.equal(stitch.patches.inner.weight, before)
     assert torch.allclose(stitch.patches.y_mean, tokens(target, 30, seed=1)[:, 1:].flatten(0, 1).mean(0), atol=1e-4)
 
@@ -226,7 +226,7 @@ def test_mlp_is_the_papers():
 
 
 def test_a_new_family_is_one_class():
-    from vst.tree.stitch import Stitch, register
+    from vst.tree.stitches import Stitch, register
 
     @register
     class Scale(Stitch):

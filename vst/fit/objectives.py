@@ -1,0 +1,125 @@
+"""What stitches are trained for: one class an objective, with one ``@register`` line.
+
+ridge, procrustes            closed forms at the seam: no gradient steps
+lfm (layer feature matching) the stitch's output to the target's own tokens at the depth that is entered
+ffm (final feature matching) the branch's features to the target's own, through the frozen tail; patch tokens only
+tlt (task loss training)     stitch and a linear head together on a task's labels; in the protocol alone
+
+The fit of a tree, the protocol, the cache of targets and the command line all read from here what they need to know.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from vst.models.vfm import VFM
+from vst.tree.ridge import CLOSED_FORMS
+
+OBJECTIVES: dict[str, Objective] = {}
+MATCHES = ("channel", "raw", "norm")
+
+
+class Objective:
+    """Where a stitched model is compared with its target, and how; by default patch tokens.
+
+    Attributes:
+        name: as users give it, and in the names of files.
+        closed_form: it is one of :data:`vst.tree.ridge.CLOSED_FORMS`, and takes no gradient steps.
+        labels: it needs a task's labels, and so exists in the protocol alone.
+        prefix: whether prefix tokens are compared too.
+        units: which of ``MATCHES`` suit it. ``channel``: every channel in units of the target's own standard deviation
+            (a few outlier channels rule CLIP's last blocks otherwise). ``raw``: as it is, over the mean variance.
+            ``norm``: after the target's final norm.
+        epochs: of the protocol at the most, where its config has no number of its own (``NAME_epochs``).
+    """
+
+    name: ClassVar[str]
+    closed_form: ClassVar[bool] = False
+    labels: ClassVar[bool] = False
+    prefix: ClassVar[bool] = False
+    units: ClassVar[tuple[str, ...]] = ("channel", "raw")
+    epochs: ClassVar[int] = 1
+
+    def depth(self, enter: int, stop: int) -> int:
+        """The target's own depth whose output is compared, for a tail from ``enter`` to ``stop``."""
+        raise NotImplementedError
+
+    def reached(self, tail: VFM, z: Tensor, enter: int, stop: int) -> Tensor:
+        """What is compared of the stitched model.
+
+        Args:
+            tail: the target's, frozen.
+            z: the stitch's output ``[B, T, D]``.
+            enter, stop: depths of the tail.
+        """
+        return self.picked(tail, tail.run(z, enter, self.depth(enter, stop)))
+
+    def picked(self, model: VFM, tokens: Tensor) -> Tensor:
+        """Those of ``tokens [B, T, D]`` that are compared."""
+        return tokens if self.prefix else model.patches(tokens)
+
+
+def register(cls: type[Objective]) -> type[Objective]:
+    """Make an objective known by its ``name``."""
+    OBJECTIVES[cls.name] = cls()
+    return cls
+
+
+class ClosedForm(Objective):
+    """A map at the seam, solved for."""
+
+    closed_form = True
+
+    def depth(self, enter: int, stop: int) -> int:
+        return enter
+
+
+for _form in CLOSED_FORMS:
+    register(type(_form.title(), (ClosedForm,), {"name": _form, "__doc__": f"The closed form {_form} alone."}))
+
+
+@register
+class LFM(Objective):
+    """Layer feature matching: at the seam, prefix tokens as well."""
+
+    name = "lfm"
+    prefix = True
+    epochs = 5
+
+    def depth(self, enter: int, stop: int) -> int:
+        return enter
+
+
+@register
+class FFM(Objective):
+    """Final feature matching: at the end of the tail."""
+
+    name = "ffm"
+    units = MATCHES
+
+    def depth(self, enter: int, stop: int) -> int:
+        return stop
+
+
+@register
+class TLT(Objective):
+    """Task loss training: a head on the end of the tail."""
+
+    name = "tlt"
+    labels = True
+    epochs = 100
+
+    def depth(self, enter: int, stop: int) -> int:
+        return stop
+
+
+def fitting_objectives() -> list[str]:
+    """Names of what a tree can be fitted for: all that needs no labels."""
+    return [name for name, objective in OBJECTIVES.items() if not objective.labels]
+
+
+def closed_forms() -> list[str]:
+    """Names of the objectives that take no gradient steps."""
+    return [name for name, objective in OBJECTIVES.items() if objective.closed_form]

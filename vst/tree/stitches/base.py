@@ -1,0 +1,207 @@
+"""Stitch layers: from a trunk's tokens at one depth to what another model's tail expects.
+
+A family is one class with one ``@register`` line, in a file beside this one or in a module of yours. Every stitch maps
+the trunk's tokens ``[B, Ps + N, Ds]`` to the target's ``[B, Pt + N, Dt]`` (P prefix tokens, N patches, D width) and
+treats prefix tokens alike:
+
+* a class token is stitched to a class token where both models have one, by a map of its own;
+* the source's registers are dropped;
+* what the target has and the source lacks is a learned token that starts as the target's mean at that depth.
+
+Maps work between standardised spaces (per channel; the statistics are stored with the stitch), because a few outlier
+channels would otherwise rule both the error and the step sizes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vst.models.spec import VFMSpec
+from vst.models.vfm import VFM
+from vst.tree.ridge import RidgeFit, RidgeSums
+
+STITCHES: dict[str, type[Stitch]] = {}
+DEFAULT_STITCH = "mlp_skip"
+
+
+def register(cls: type[Stitch]) -> type[Stitch]:
+    """Make a family known by its ``family`` name."""
+    STITCHES[cls.family] = cls
+    return cls
+
+
+@dataclass(frozen=True)
+class StitchSpec:
+    """A family and its options, such as ``StitchSpec("lora", {"rank": 16})``.
+
+    Raises:
+        ValueError: an unknown family, or an option that the family does not have.
+    """
+
+    family: str = DEFAULT_STITCH
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.family not in STITCHES:
+            raise ValueError(f"Unknown stitch family {self.family!r}; known families: {', '.join(sorted(STITCHES))}.")
+        known = [
+            name
+            for name, p in inspect.signature(STITCHES[self.family].__init__).parameters.items()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY
+        ]
+        if unknown := set(self.options) - set(known):
+            raise ValueError(
+                f"Stitch family {self.family!r} has no option {sorted(unknown)}; its options: {known or 'none'}."
+            )
+
+    @classmethod
+    def parse(cls, value: StitchSpec | str | Mapping[str, Any]) -> StitchSpec:
+        """From ``"mlp"`` or ``{"family": "lora", "rank": 16}``."""
+        if isinstance(value, StitchSpec):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        options = dict(value)
+        return cls(options.pop("family", DEFAULT_STITCH), options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict; inverse of :meth:`parse`."""
+        return {"family": self.family, **self.options}
+
+    def reads(self, split: int) -> int:
+        """Trunk depth whose output the stitch reads when the tree is split at ``split``."""
+        return split - STITCHES[self.family].lookback
+
+    def build(self, source: VFMSpec, target: VFMSpec, split: int) -> Stitch:
+        """A new stitch with its family's plain start (before any fit)."""
+        return STITCHES[self.family](source, target, split, **self.options)
+
+
+@dataclass
+class Calibration:
+    """What a closed-form start needs, streamed over a few hundred pictures."""
+
+    patches: RidgeSums = field(default_factory=RidgeSums)
+    cls: RidgeSums = field(default_factory=RidgeSums)
+    prefix_sum: Tensor | float = 0.0
+    images: int = 0
+
+    def update(self, source: VFMSpec, target: VFMSpec, x: Tensor, y: Tensor) -> None:
+        """Add source tokens x ``[B, Ps + N, Ds]`` and target tokens y ``[B, Pt + N, Dt]`` of the same pictures."""
+        self.patches.update(x[:, source.prefix :].flatten(0, 1), y[:, target.prefix :].flatten(0, 1))
+        if source.cls and target.cls:
+            self.cls.update(x[:, 0], y[:, 0])
+        self.prefix_sum = self.prefix_sum + y[:, : target.prefix].double().sum(0)
+        self.images += len(x)
+
+
+class Standardised(nn.Module):
+    """``inner`` between standardised spaces: ``inner((x - x_mean) / x_std) * y_std + y_mean``."""
+
+    inner: Any
+    x_mean: Tensor
+    x_std: Tensor
+    y_mean: Tensor
+    y_std: Tensor
+
+    def __init__(self, inner: nn.Module, source_width: int, target_width: int) -> None:
+        super().__init__()
+        self.inner = inner
+        for name, width, value in (
+            ("x_mean", source_width, 0.0),
+            ("x_std", source_width, 1.0),
+            ("y_mean", target_width, 0.0),
+            ("y_std", target_width, 1.0),
+        ):
+            self.register_buffer(name, torch.full((width,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., Dx]`` to ``[..., Dy]``."""
+        return self.inner((x - self.x_mean) / self.x_std) * self.y_std + self.y_mean
+
+    def set_statistics(self, fit: RidgeFit) -> None:
+        """Take means and standard deviations from a fit."""
+        for name in ("x_mean", "x_std", "y_mean", "y_std"):
+            getattr(self, name).copy_(getattr(fit, name))
+
+
+class Stitch(nn.Module):
+    """Base of all families; see the module's docstring for the contract.
+
+    A family tells what it can do: its ``lookback`` (how many blocks before the split it reads the trunk), whether it
+    has a ``closed_form``, which models it :meth:`supports` (and in words what it ``needs``), and what it costs
+    (:meth:`macs`).
+
+    Args:
+        source, target: the two models.
+        split: trunk depth at which the tree is split.
+
+    Raises:
+        ValueError: the family cannot bridge the two models.
+    """
+
+    family: ClassVar[str]
+    lookback: ClassVar[int] = 0
+    closed_form: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
+
+    def __init__(self, source: VFMSpec, target: VFMSpec, split: int) -> None:
+        super().__init__()
+        if not self.supports(source, target):
+            others = [name for name, cls in STITCHES.items() if cls.supports(source, target)]
+            raise ValueError(
+                f"A {self.family} stitch cannot bridge {source.source} (width {source.width}) to {target.source} "
+                f"(width {target.width}): it needs {self.needs or 'other models'}; use {' or '.join(sorted(others))}."
+            )
+        self.source, self.target, self.split = source, target, split
+        self.maps_cls = source.cls and target.cls
+        learned = target.prefix - int(self.maps_cls)
+        self.learned = nn.Parameter(torch.zeros(1, learned, target.width)) if learned else None
+
+    @classmethod
+    def supports(cls, source: VFMSpec, target: VFMSpec) -> bool:
+        """Whether the family can bridge two models."""
+        return True
+
+    def forward(self, x: Tensor, trunk: VFM) -> Tensor:
+        """Trunk tokens ``[B, Ps + N, Ds]`` at depth ``split - lookback`` to ``[B, Pt + N, Dt]``, in x's dtype."""
+        cls, patches = self.transform(x, trunk)
+        parts = [] if cls is None else [cls]
+        if self.learned is not None:
+            parts.append(self.learned.to(patches.dtype).expand(len(x), -1, -1))
+        return torch.cat([*parts, patches], dim=1) if parts else patches
+
+    def transform(self, x: Tensor, trunk: VFM) -> tuple[Tensor | None, Tensor]:
+        """The family's own map: class token ``[B, 1, Dt]`` (None unless ``maps_cls``) and patches ``[B, N, Dt]``."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def start(self, calibration: Calibration, form: str | None = "ridge", *, penalty: float = 1e-3) -> float | None:
+        """Statistics, learned tokens and the closed-form map, from streamed sums.
+
+        Args:
+            calibration: of this split.
+            form: one of :data:`vst.tree.ridge.CLOSED_FORMS`; None keeps the random map, between the right statistics.
+            penalty: of the ridge fit of patches; the class token's, with far fewer rows, is a hundred times larger.
+
+        Returns:
+            Share of the target's per-channel variance explained at the seam; None where no closed form was taken, as
+            none was asked for or the family has none.
+        """
+        if self.learned is not None:
+            mean = calibration.prefix_sum / max(calibration.images, 1)
+            self.learned.copy_(torch.as_tensor(mean)[int(self.maps_cls) :])
+        return None
+
+    def macs(self, tokens: int) -> int:
+        """Multiply-accumulates for one picture with ``tokens`` patch tokens (matrix products only).
+
+        By default every ``nn.Linear`` once a patch token; a family that does otherwise says so.
+        """
+        return tokens * sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))

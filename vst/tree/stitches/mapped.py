@@ -1,0 +1,143 @@
+"""Stitches that map each token by itself: linear, mlp, mlp_skip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vst.models.spec import VFMSpec
+from vst.models.vfm import VFM
+from vst.tree.ridge import CLOSED_FORMS, RidgeFit
+from vst.tree.stitches.base import Calibration, Standardised, Stitch, register
+
+
+class Mapped(Stitch):
+    """Families that map each token by itself; they have a closed form (:meth:`start_patches`)."""
+
+    closed_form = True
+
+    def __init__(self, source: VFMSpec, target: VFMSpec, split: int, inner: Callable[[], nn.Module]) -> None:
+        super().__init__(source, target, split)
+        self.patches = Standardised(inner(), source.width, target.width)
+        self.cls = (
+            Standardised(nn.Linear(source.width, target.width), source.width, target.width) if self.maps_cls else None
+        )
+
+    def transform(self, x: Tensor, trunk: VFM) -> tuple[Tensor | None, Tensor]:
+        cls = None if self.cls is None else self.cls(x[:, :1])
+        return cls, self.patches(x[:, self.source.prefix :])
+
+    @torch.no_grad()
+    def start(self, calibration: Calibration, form: str | None = "ridge", *, penalty: float = 1e-3) -> float | None:
+        super().start(calibration)
+        solve = CLOSED_FORMS[form or "ridge"]
+        fit = solve(calibration.patches, penalty)
+        self.patches.set_statistics(fit)
+        cls_fit = None if self.cls is None else solve(calibration.cls, 100 * penalty)
+        if self.cls is not None and cls_fit is not None:
+            self.cls.set_statistics(cls_fit)
+        if form is None:
+            return None
+        self.start_patches(fit)
+        if self.cls is not None and cls_fit is not None:
+            self.cls.inner.weight.copy_(cls_fit.weight)
+            self.cls.inner.bias.zero_()
+        return fit.explained
+
+    def start_patches(self, fit: RidgeFit) -> None:
+        """Make the patch map compute the ridge map."""
+        raise NotImplementedError
+
+    def macs(self, tokens: int) -> int:
+        mapped = sum(m.weight.numel() for m in self.patches.modules() if isinstance(m, nn.Linear))
+        return tokens * mapped + (self.source.width * self.target.width if self.cls is not None else 0)
+
+
+@register
+class Linear(Mapped):
+    """One affine map per token: ``W x + b``."""
+
+    family = "linear"
+
+    def __init__(self, source: VFMSpec, target: VFMSpec, split: int) -> None:
+        super().__init__(source, target, split, lambda: nn.Linear(source.width, target.width))
+
+    def start_patches(self, fit: RidgeFit) -> None:
+        self.patches.inner.weight.copy_(fit.weight)
+        self.patches.inner.bias.zero_()
+
+
+@register
+class MLP(Mapped):
+    """Two layers with ReLU, ``W2 relu(W1 x + b1) + b2`` (the paper's stitch).
+
+    Args:
+        hidden: width of the hidden layer; the default is the target's width.
+    """
+
+    family = "mlp"
+
+    def __init__(self, source: VFMSpec, target: VFMSpec, split: int, *, hidden: int | None = None) -> None:
+        hidden = _hidden(hidden, target)
+        super().__init__(source, target, split, lambda: _two_layers(source.width, hidden, target.width))
+
+    def start_patches(self, fit: RidgeFit) -> None:
+        first, _, second = self.patches.inner
+        width = self.target.width
+        if first.out_features < width:
+            raise ValueError(
+                f"An mlp stitch with {first.out_features} hidden units cannot start from a ridge map of width {width}: "
+                f"use hidden >= {width}, or start='random'."
+            )
+        # Lifted above the calibration range the ReLU passes everything, so W2 = I lowers it to the ridge map again.
+        lift = (-(fit.sample @ fit.weight.T).amin(0)).clamp_min(0)
+        first.weight[:width].copy_(fit.weight)
+        first.bias[:width].copy_(lift)
+        second.weight.zero_()
+        second.weight[:, :width].copy_(torch.eye(width))
+        second.bias.copy_(-lift)
+
+
+@register
+class MLPSkip(Mapped):
+    """``linear(x) + W2 relu(W1 x + b1)``: starts as the ridge map exactly and bends from there.
+
+    Args:
+        hidden: width of the hidden layer; the default is the target's width.
+    """
+
+    family = "mlp_skip"
+
+    def __init__(self, source: VFMSpec, target: VFMSpec, split: int, *, hidden: int | None = None) -> None:
+        hidden = _hidden(hidden, target)
+        super().__init__(source, target, split, lambda: _Skip(source.width, hidden, target.width))
+
+    def start_patches(self, fit: RidgeFit) -> None:
+        skip = self.patches.inner
+        skip.linear.weight.copy_(fit.weight)
+        skip.linear.bias.zero_()
+        skip.bend[2].weight.zero_()
+        skip.bend[2].bias.zero_()
+
+
+class _Skip(nn.Module):
+    def __init__(self, source: int, hidden: int, target: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(source, target)
+        self.bend = _two_layers(source, hidden, target)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.bend(x)
+
+
+def _two_layers(source: int, hidden: int, target: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(source, hidden), nn.ReLU(), nn.Linear(hidden, target))
+
+
+def _hidden(hidden: int | None, target: VFMSpec) -> int:
+    hidden = target.width if hidden is None else hidden
+    if hidden < 1:
+        raise ValueError(f"A stitch with {hidden} hidden units was asked for; expected at least 1.")
+    return hidden
