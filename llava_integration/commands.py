@@ -25,7 +25,9 @@ def demo(
     run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
 
 
-def answer(model: str, image: str, question: str, split: int | None = None, max_new_tokens: int = 64) -> None:
+def answer(
+    model: str, image: str, question: str, split: int | dict[str, int] | None = None, max_new_tokens: int = 64
+) -> None:
     """Answer a question about a picture.
 
     Examples:
@@ -35,7 +37,7 @@ def answer(model: str, image: str, question: str, split: int | None = None, max_
         model: folder of a trained model.
         image: a picture's file.
         question: in words.
-        split: trunk depth to see it at; default: the model's own.
+        split: trunk depth to see it at, or one by branch; default: the model's own.
         max_new_tokens: longest answer.
     """
     from pathlib import Path

@@ -48,7 +48,7 @@ def fit(
         resume: go on where a killed run stopped; the result is that of an uninterrupted one.
         overwrite: start the run in out again.
     """
-    model = tree.build()
+    model = VSTEncoder.from_args(tree)
     result = fit_stitches(
         model, images, fit, heldout_images=heldout_images, folder=out, resume=resume, overwrite=overwrite
     )
@@ -191,7 +191,7 @@ def throughput(
 def _tree(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
     if (path is None) == (tree is None):
         raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
-    return VSTEncoder.from_pretrained(path) if path is not None else tree.build()  # type: ignore[union-attr]
+    return VSTEncoder.from_pretrained(path) if tree is None else VSTEncoder.from_args(tree)  # type: ignore[arg-type]
 
 
 def demo(

@@ -9,11 +9,12 @@ import torch
 from llava_integration.models.chat import IMAGE_TOKEN
 from vst.measure.latency import measure
 from vst.measure.memory import working_mb
+from vst.tree.config import Split
 
 
 @torch.inference_mode()
 def first_token(
-    model: Any, processor: Any, *, split: int | None = None, batch_size: int = 1, question: str = "What is this?",
+    model: Any, processor: Any, *, split: Split | None = None, batch_size: int = 1, question: str = "What is this?",
     repeats: int = 7,
 ) -> dict[str, Any]:  # fmt: skip
     """Time the tower alone and the whole way to the first token, in turns.
@@ -21,7 +22,7 @@ def first_token(
     Args:
         model: a ``LlavaForConditionalGeneration`` on a tree, on its device.
         processor: its processor.
-        split: trunk depth; default: the tower's own.
+        split: trunk depth, or one by branch; default: the tower's own.
         batch_size: pictures, each with its question, in a call.
         question: what is asked; a longer one makes the tower's share smaller.
         repeats: counted rounds.

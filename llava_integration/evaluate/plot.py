@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vst.results.folders import atomic_path
+from vst.tree.config import split_label
 
 
 def accuracy_latency_plot(results: dict[str, Any], path: str | Path) -> None:
@@ -23,13 +24,13 @@ def accuracy_latency_plot(results: dict[str, Any], path: str | Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7.2, 4.6), dpi=140)
     rows = results["towers"]
-    splits = sorted((r for r in rows if r["kind"] == "split"), key=lambda r: r["split"])
+    splits = sorted((r for r in rows if r["kind"] == "split"), key=_order)
     xs, ys = [100 * r["ratio"] for r in splits], [100 * r["accuracy"] for r in splits]
     spread = [100 * (r.get("accuracy_spread") or 0) for r in splits]
     bars = spread if any(spread) else None
     axes.errorbar(xs, ys, yerr=bars, fmt="o-", color="#2457a6", lw=2, ms=7, capsize=3, label="stitch tree, by split")
     for x, y, row in zip(xs, ys, splits, strict=True):
-        axes.annotate(str(row["split"]), (x, y), textcoords="offset points", xytext=(6, 7), color="#2457a6")
+        axes.annotate(split_label(row["split"]), (x, y), textcoords="offset points", xytext=(6, 7), color="#2457a6")
     marks = {"single": ("s", "#b3541e"), "full": ("D", "#2f7d4f"), "control": ("^", "#5a6675")}
     for row in rows:
         if row["kind"] in marks:
@@ -58,3 +59,8 @@ def accuracy_latency_plot(results: dict[str, Any], path: str | Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:])
     plt.close(figure)
+
+
+def _order(row: dict[str, Any]) -> tuple[bool, float]:
+    """By depth, splits that differ by branch last and by their cost."""
+    return (False, row["split"]) if isinstance(row["split"], int) else (True, row["ratio"])

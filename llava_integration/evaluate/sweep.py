@@ -24,6 +24,7 @@ from vst.measure.latency import measure
 from vst.results.folders import Run, read_json
 from vst.results.gain import share_of_gain
 from vst.results.tables import spread, table
+from vst.tree.config import Split
 
 KINDS = {"one": "single", "full": "full", "vst": "split", "control": "control"}
 """Kind of a row to the kind of a tower in results."""
@@ -37,14 +38,14 @@ class RowConfig:
         kind: one (a single model), full (all models in full), vst (a tree at a split) or control (a self-tree, tokens
             doubled); the first row of kind one and the one of kind full are what gains are measured by.
         model: folder of the trained model; ``{seed}`` stands for the seed.
-        split: trunk depth to see at; default: the model's own.
+        split: trunk depth to see at, or one by branch; default: the model's own.
         train: how to train it where the folder holds none: for each stage the words of ``python -m llava_integration
             train``, with ``{seed}``; empty takes what is there.
     """
 
     kind: str
     model: str
-    split: int | None = None
+    split: int | dict[str, int] | None = None
     train: list[list[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -243,7 +244,7 @@ def _key(name: str, seed: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._+-]', '-', name)}-{seed}"
 
 
-def _tower(tower: Any, pixels: torch.Tensor, split: int | None) -> Any:
+def _tower(tower: Any, pixels: torch.Tensor, split: Split | None) -> Any:
     return (lambda: tower(pixels)) if split is None else (lambda: tower(pixels, split=split))
 
 

@@ -147,7 +147,7 @@ def _tree(name: str) -> list[str]:
     try:
         source, split = parse_name(name)
         config = read_config(source)[1]
-        inspect_tree(config if split is None else config.pruned([split]), torch.float16)
+        inspect_tree(config if split is None else config.at(split), torch.float16)
         tower = VSTVisionTower(name)
         side = tower.image_size
         for choice in tower.tree_config.choices().values() or [None]:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vst.tree.config import MODEL_TYPE, VSTConfig
+from vst.tree.config import MODEL_TYPE, VSTConfig, as_split
 from vst.tree.fusion import MULTIPLIES_TOKENS
 
 LOG = logging.getLogger("llava_integration")
@@ -31,18 +31,20 @@ class HostConfig:
     model_type: str = MODEL_TYPE
 
 
-def parse_name(name: str) -> tuple[str, int | None]:
-    """Folder or hub id of a tree, and the split where one is named: ``vst:PATH``, ``vst:PATH@14`` or ``PATH``.
+def parse_name(name: str) -> tuple[str, int | dict[str, int] | None]:
+    """Folder or hub id of a tree, and the split where one is named.
+
+    ``vst:PATH``, ``vst:PATH@14``, ``vst:PATH@clip=14,siglip=6`` or ``PATH``.
 
     Raises:
         ValueError: no path.
     """
     if not name.startswith(PREFIX):
         return name, None
-    found = re.fullmatch(r"(.+?)(?:@(\d+))?", name.removeprefix(PREFIX))
+    found = re.fullmatch(r"(.+?)(?:@(\d+|\w+=\d+(?:,\w+=\d+)*))?", name.removeprefix(PREFIX))
     if found is None:
         raise ValueError(f"The vision tower is {name!r}; expected vst:PATH or vst:PATH@SPLIT of a saved tree.")
-    return found[1], int(found[2]) if found[2] else None
+    return found[1], as_split(found[2]) if found[2] else None
 
 
 def check_options(tree: VSTConfig, args: Any) -> None:

@@ -21,7 +21,7 @@ from llava_integration.hosts.options import HostConfig, check_options, no_grid, 
 from llava_integration.hosts.partitioned import fill_partitioned, is_partitioned
 from llava_integration.hosts.renamed import own_names, rename
 from vst.models.vfm import VFM
-from vst.tree.config import VSTConfig
+from vst.tree.config import Split, VSTConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.fusion import MULTIPLIES_TOKENS
 from vst.tree.saving import read_config
@@ -51,9 +51,9 @@ class VSTVisionTower(nn.Module):
         self.vision_tower_name, self.args, self.delay_load = vision_tower, args, delay_load
         self.unfreeze_mm_vision_tower = bool(getattr(args, "unfreeze_mm_vision_tower", False))
         self._source, split = parse_name(vision_tower)
-        self._splits = None if split is None else [split]
-        config = read_config(self._source)[1]
-        self.tree_config = config = config if split is None else config.pruned([split])
+        config: VSTConfig = read_config(self._source)[1]
+        self.tree_config = config = config if split is None else config.at(split)
+        self._splits = None if split is None else {b.name: b.splits for b in config.branches}
         check_options(self.tree_config, args)
         self.image_processor = HostImageProcessor(self.tree_config)
         probe = nn.Linear(1, 1).weight  # built as the host has its modules built at this moment
@@ -212,7 +212,7 @@ class VSTVisionTower(nn.Module):
         return self.vision_tower.split
 
     @split.setter
-    def split(self, value: int) -> None:
+    def split(self, value: Split | None) -> None:
         self.vision_tower.split = value
 
     @property

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
-from vst.tree.config import MODEL_TYPE, VSTConfig
+from vst.tree.config import MODEL_TYPE, Split, VSTConfig
 from vst.tree.encoder import VSTEncoder
 
 
@@ -116,14 +116,12 @@ class VSTVisionModel(PreTrainedModel):
         return self.tree.config.default_split()
 
     @split.setter
-    def split(self, value: int) -> None:
+    def split(self, value: Split | None) -> None:
         if isinstance(self.tree, VSTEncoder):
             self.tree.split = value
-            self.config.split = value
+            self.config.split = self.tree.config.split
 
-    def forward(
-        self, pixel_values: Tensor, split: int | dict[str, int] | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Tensor, split: Split | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Fused tokens ``[B, tokens, width]``, in the dtype of the weights.
 
         ``hidden_states`` can be indexed as those of a model of the trunk's depth, and every entry is these tokens: the

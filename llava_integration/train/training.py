@@ -104,7 +104,7 @@ class ModelConfig:
         if self.full:
             tree = FullTower.from_config(self.plan()[0])
         else:
-            tree = VSTEncoder.from_pretrained(self.tower) if self.tower is not None else self.tree.build()  # type: ignore[union-attr]
+            tree = VSTEncoder.from_pretrained(self.tower) if self.tower is not None else VSTEncoder.from_args(self.tree)  # type: ignore[arg-type]
             if self.fusion is not None:
                 tree.set_fusion(self.fusion)
         lm, tokenizer = assemble.load_language_model(self.llm, dtype)  # type: ignore[arg-type]

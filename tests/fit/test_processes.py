@@ -3,8 +3,8 @@
 import pytest
 
 from llava_integration.demo import job
-from vst import cli
 from vst.fit import processes
+from vst.parsing import command
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def test_commands_leave_when_they_are_done_and_not_when_they_fail(group):
         """End."""
 
     with pytest.raises(SystemExit, match="bad input"):
-        cli.command(fails, [])
+        command(fails, [])
     assert group == []
-    cli.command(ends, [])
+    command(ends, [])
     assert group == ["barrier", "destroyed"]
 
 

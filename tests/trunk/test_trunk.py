@@ -119,7 +119,7 @@ def test_bad_input_is_named(pair, pictures, tmp_path):
     with pytest.raises(ValueError, match="expected at least 6"):
         compare_trunks(pair, pictures[:2], FEW, show_progress=False)
     same, lora = {"a": pair["a"], "b": pair["a"]}, TrunkConfig(stitch="lora", repeats=0, splits=[2])
-    with pytest.raises(ValueError, match="has no closed form"):
+    with pytest.raises(ValueError, match="have no closed form"):
         compare_trunks(same, pictures, lora, show_progress=False)
     with pytest.raises(ValueError, match="for some of the pictures only"):
         compare_trunks(pair, pictures, FEW, labels=FOLDERS, heldout_images=pictures)

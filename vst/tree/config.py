@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -67,30 +68,23 @@ class BranchConfig:
         return self.stitch.reads(split)
 
 
-@dataclass(frozen=True)
-class VSTConfig:
-    """A stitch tree.
+@dataclass(frozen=True, kw_only=True)
+class TreeOptions:
+    """What is read of a tree's models, and how it becomes one sequence of tokens.
 
     Attributes:
-        trunk: the model that sees the pixels.
-        branches: the others.
-        grid: patches a side; the tree's pictures are ``grid * trunk.patch`` pixels a side.
-        trunk_name: the trunk's key in features.
         keep_trunk: whether the trunk's own tail is a branch (the first one).
         feature_layer: which hidden state is read of every model, counted as ``hidden_states`` of LLaVA: 0 is the
             stem's output, -1 the last block's, -2 (default) the last but one's.
         feature_norm: whether the model's final norm is applied to what is read.
-        fusion, fusion_weights: how branches become one sequence; weights belong to ``additive`` alone.
-        normalise: what is done to each branch before fusion.
-        cut: how a picture becomes square.
+        fusion: how branches become one sequence: channel, additive, interleave or sequence.
+        fusion_weights: of additive alone, one a branch.
+        normalise: what is done to each branch before fusion: layer or none.
+        cut: how a picture becomes square: crop, squash or pad.
         split: default split, one for all branches or by branch name; None is the deepest split that every branch holds
             (the cheapest).
     """
 
-    trunk: VFMSpec
-    branches: tuple[BranchConfig, ...]
-    grid: int
-    trunk_name: str = "trunk"
     keep_trunk: bool = True
     feature_layer: int = -2
     feature_norm: bool = False
@@ -99,6 +93,25 @@ class VSTConfig:
     normalise: str = "layer"
     cut: str = "crop"
     split: int | dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class VSTConfig(TreeOptions):
+    """A stitch tree.
+
+    Attributes:
+        trunk: the model that sees the pixels.
+        branches: the others.
+        grid: patches a side; the tree's pictures are ``grid * trunk.patch`` pixels a side.
+        trunk_name: the trunk's key in features.
+
+    The rest are :class:`TreeOptions`.
+    """
+
+    trunk: VFMSpec
+    branches: tuple[BranchConfig, ...]
+    grid: int
+    trunk_name: str = "trunk"
 
     def __post_init__(self) -> None:
         for name, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
@@ -119,6 +132,7 @@ class VSTConfig:
             if branch.stop != feature_depth(branch.spec, self.feature_layer):
                 raise ValueError(f"Branch {branch.name!r} stops at {branch.stop}, not at layer {self.feature_layer}.")
         if self.split is not None:
+            object.__setattr__(self, "split", as_split(self.split))
             self.resolve(self.split)
         self.fuser()
 
@@ -158,14 +172,13 @@ class VSTConfig:
         widths = {name: spec.width for name, spec in self.specs.items()}
         return Fusion(self.fusion, widths, normalise=self.normalise, weights=self.fusion_weights)
 
-    def resolve(self, split: Split | None) -> dict[str, int]:
-        """One split for every branch, from an int, a dict by branch, or None for the default.
+    def resolve(self, split: Split | str | None) -> dict[str, int]:
+        """One split for every branch, from what :func:`as_split` takes, or None for the default.
 
         Raises:
             ValueError: a split that is not held, a branch that does not exist.
         """
-        if split is None:
-            split = self.default_split()
+        split = self.default_split() if split is None else as_split(split)
         if isinstance(split, Mapping):
             names = [b.name for b in self.branches]
             if set(split) != set(names):
@@ -194,7 +207,7 @@ class VSTConfig:
             ends = {"shallowest": 0, "deepest": -1} if self.branches else {}
             out = {f"VST {label}": {b.name: b.splits[at] for b in self.branches} for label, at in ends.items()}
         default = self.default_split() if self.branches else None
-        if isinstance(default, dict) and default not in out.values():
+        if isinstance(default, dict) and all(self.resolve(split) != default for split in out.values()):
             out[f"VST-{split_label(default)}"] = default
         return out
 
@@ -222,6 +235,10 @@ class VSTConfig:
         chosen = {} if self.split is None else self.resolve(self.split)
         kept = bool(chosen) and all(chosen[name] in own for name, own in wanted.items())
         return replace(self, branches=branches, split=self.split if kept else None)
+
+    def at(self, split: Split | str) -> VSTConfig:
+        """The same tree with one split alone."""
+        return self.pruned({name: [depth] for name, depth in self.resolve(split).items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types, with ``model_type`` first."""
@@ -304,22 +321,30 @@ def split_label(split: Split) -> str:
     return str(split) if isinstance(split, int) else ",".join(f"{name}={depth}" for name, depth in split.items())
 
 
-def parse_split(text: str) -> int | dict[str, int]:
-    """Inverse of :func:`split_label`.
+def as_split(value: Any) -> int | dict[str, int]:
+    """A split as a call takes it, from an int, a mapping, or text as of :func:`split_label` or JSON.
 
     Raises:
-        ValueError: text of neither form.
+        ValueError: anything else.
     """
-    try:
-        if "=" not in text:
-            return int(text)
-        pairs = [part.split("=") for part in text.split(",")]
-        named = {name.strip(): int(depth) for name, depth in pairs}
-    except ValueError:
-        named = {}
-        pairs = []
-    if not named or len(named) < len(pairs):
-        raise ValueError(
-            f"{text!r} is no split: expected a depth, such as 14, or one for each branch, such as clip=14,siglip=6."
-        )
-    return named
+    text, given = value, value
+    if isinstance(text, str):
+        text = text.strip().strip("'\"")
+        try:
+            if text.startswith("{"):
+                given = json.loads(text)
+            elif "=" in text:
+                pairs = [part.split("=") for part in text.split(",")]
+                given = {name.strip(): int(depth) for name, depth in pairs}
+                given = given if len(given) == len(pairs) else value
+            else:
+                given = int(text)
+        except ValueError:
+            given = value
+    if isinstance(given, Mapping) and given and all(type(depth) is int for depth in given.values()):
+        return dict(given)
+    if type(given) is int:
+        return given
+    raise ValueError(
+        f"{value!r} is no split: expected a depth, such as 14, or one for each branch, such as clip=14,siglip=6."
+    )

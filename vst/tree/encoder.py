@@ -5,7 +5,6 @@ Shape suffixes: B batch, N patches (grid * grid), T tokens with prefix, D width 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,11 +16,12 @@ from vst.data.images import ImageTransform
 from vst.models import checkpoints
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
-from vst.tree.config import BranchConfig, Split, VSTConfig, feature_depth, relative_enter, split_label
+from vst.tree.config import BranchConfig, Split, VSTConfig, as_split, split_label
 from vst.tree.modules import ModuleMap
+from vst.tree.options import TreeArgs
 from vst.tree.saving import OnDisk
 from vst.tree.schedule import IN_TURN, Schedule
-from vst.tree.stitches import Stitch, StitchSpec
+from vst.tree.stitches import Stitch
 
 
 class Features(NamedTuple):
@@ -95,18 +95,9 @@ class VSTEncoder(OnDisk):
         splits: Sequence[int] | Mapping[str, Sequence[int]],
         image_size: int | None = None,
         *,
-        enters: Mapping[str, Sequence[int]] | None = None,
-        stitch: StitchSpec | str | Mapping[str, Any] | None = None,
-        keep_trunk: bool = True,
-        feature_layer: int = -2,
-        feature_norm: bool = False,
-        fusion: str = "channel",
-        fusion_weights: Sequence[float] | None = None,
-        normalise: str = "layer",
-        cut: str = "crop",
-        split: int | None = None,
         pretrained: bool = True,
         seed: int = 0,
+        **options: Any,
     ) -> VSTEncoder:
         """Build a tree from whole models; only the blocks that it needs are loaded.
 
@@ -117,32 +108,21 @@ class VSTEncoder(OnDisk):
             branches: sources of the others, or a mapping from branch names to sources.
             splits: trunk depths to hold stitches for, the same for all branches or by branch name.
             image_size: side of the tree's pictures in pixels, a multiple of the trunk's patch; default: the trunk's.
-            enters: by branch name, its own depth for each split; default: the same relative depth.
-            stitch: family, or family with options; default ``DEFAULT_STITCH``.
-            keep_trunk, feature_layer, feature_norm, fusion, fusion_weights, normalise, cut, split: see
-                :class:`vst.tree.config.VSTConfig`.
             pretrained: False gives random weights by ``seed``, for timing and tests; nothing is fetched.
+            seed: of random weights and new stitches.
+            options: the other fields of :class:`vst.tree.options.TreeArgs`: enters, stitch, keep_trunk, feature_layer,
+                feature_norm, fusion, fusion_weights, normalise, cut, split.
 
         Raises:
             ValueError: unknown models, splits out of range, widths that cannot be bridged or fused, a bad image size.
+            TypeError: an option that there is not.
         """
-        config = cls.plan(
-            trunk,
-            branches,
-            splits,
-            image_size,
-            enters=enters,
-            stitch=stitch,
-            keep_trunk=keep_trunk,
-            feature_layer=feature_layer,
-            feature_norm=feature_norm,
-            fusion=fusion,
-            fusion_weights=fusion_weights,
-            normalise=normalise,
-            cut=cut,
-            split=split,
-        )
-        return cls.from_config(config, pretrained=pretrained, seed=seed)
+        return cls.from_args(TreeArgs(trunk, branches, splits, image_size, pretrained=pretrained, seed=seed, **options))
+
+    @classmethod
+    def from_args(cls, args: TreeArgs) -> VSTEncoder:
+        """:meth:`from_vfms` with its arguments as one object."""
+        return cls.from_config(args.plan(), pretrained=args.pretrained, seed=args.seed)
 
     @staticmethod
     def plan(
@@ -150,48 +130,14 @@ class VSTEncoder(OnDisk):
         branches: Sequence[str] | Mapping[str, str],
         splits: Sequence[int] | Mapping[str, Sequence[int]],
         image_size: int | None = None,
-        *,
-        enters: Mapping[str, Sequence[int]] | None = None,
-        stitch: StitchSpec | str | Mapping[str, Any] | None = None,
-        feature_layer: int = -2,
-        fusion_weights: Sequence[float] | None = None,
-        **others: Any,
+        **options: Any,
     ) -> VSTConfig:
         """The config of :meth:`from_vfms` with the same arguments, without building anything.
 
         Raises:
             ValueError: as :meth:`from_vfms`.
         """
-        trunk_spec = checkpoints.describe(trunk)
-        grid = trunk_spec.grid(image_size or trunk_spec.image_size)
-        if isinstance(branches, str):
-            raise ValueError(f"branches is the string {branches!r}; expected a list of sources: use [{branches!r}].")
-        named = dict(branches) if isinstance(branches, Mapping) else None
-        sources = list(named.values()) if named is not None else list(branches)
-        specs = [checkpoints.describe(source) for source in sources]
-        trunk_name, *names = _names([trunk_spec, *specs], list(named) if named is not None else None)
-        for given, what in ((splits, "splits"), (enters, "enters")):
-            if isinstance(given, Mapping) and set(given) - set(names):
-                raise ValueError(f"{what} name the branches {sorted(given)}; the branches are {names}.")
-        configs = []
-        for name, spec in zip(names, specs, strict=True):
-            own = sorted(set(splits[name] if isinstance(splits, Mapping) else splits))
-            stop = feature_depth(spec, feature_layer)
-            if enters is not None and name in enters:
-                own_enters = tuple(enters[name])
-            else:
-                own_enters = tuple(relative_enter(s, trunk_spec, spec, stop) for s in own)
-            family = StitchSpec() if stitch is None else StitchSpec.parse(stitch)
-            configs.append(BranchConfig(name, spec, tuple(own), own_enters, stop, family))
-        return VSTConfig(
-            trunk=trunk_spec,
-            branches=tuple(configs),
-            grid=grid,
-            trunk_name=trunk_name,
-            feature_layer=feature_layer,
-            fusion_weights=None if fusion_weights is None else tuple(fusion_weights),
-            **others,
-        )
+        return TreeArgs(trunk, branches, splits, image_size, **options).plan()
 
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> VSTEncoder:
@@ -238,7 +184,7 @@ class VSTEncoder(OnDisk):
 
     @split.setter
     def split(self, value: Split | None) -> None:
-        self.config = replace(self.config, split=dict(value) if isinstance(value, Mapping) else value)
+        self.config = replace(self.config, split=None if value is None else as_split(value))
 
     def set_fusion(
         self, fusion: str, *, weights: Sequence[float] | None = None, normalise: str | None = None
@@ -388,15 +334,3 @@ class VSTEncoder(OnDisk):
             for name, branch in self.branches.items()
             for split, stitch in branch.stitches.items()
         }
-
-
-def _names(specs: Sequence[VFMSpec], given: list[str] | None) -> list[str]:
-    """Names of trunk and branches: the family, numbered where several are of one."""
-    families = [specs[0].family] + (given if given is not None else [s.family for s in specs[1:]])
-    names: list[str] = []
-    for family in families:
-        taken = [family] + [f"{family}_{i}" for i in range(2, math.prod((len(families), 2)) + 1)]
-        names.append(next(n for n in taken if n not in names))
-    if given is not None and names[1:] != given:  # a branch may be named as the trunk's family is
-        return [f"{names[0]}_trunk", *given]
-    return names

@@ -17,7 +17,7 @@ def evaluate(
     out: str,
     suite: str | None = None,
     tasks: list[str] | None = None,
-    split: int | None = None,
+    split: int | dict[str, int] | None = None,
     limit: int | None = None,
     batch_size: int = 4,
     blank: bool = False,
@@ -47,7 +47,7 @@ def evaluate(
         out: run folder: config, environment, results.json, samples/TASK.json; one that is complete is only shown.
         suite: local or paper; default: local, unless tasks are given.
         tasks: tasks of lmms-eval, in place of a suite: names, groups, tags or patterns with *.
-        split: trunk depth to see at; default: the model's own.
+        split: trunk depth to see at, or one by branch; default: the model's own.
         limit: the first questions of each task only.
         batch_size: requests in one call of the model.
         blank: put the mean colour in place of every picture; what is still right was known without looking.

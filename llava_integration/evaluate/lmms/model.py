@@ -32,7 +32,8 @@ class VSTLlava(lmms):
 
     Args:
         pretrained: folder of a trained model.
-        split: trunk depth to see at; default: the model's own.
+        split: trunk depth to see at, for all branches or by branch (``split='clip=14,siglip=6'``, in quotes); default:
+            the model's own.
         device: auto, cpu, cuda or cuda:N.
         dtype: of the weights: auto (as they were saved), float32, bfloat16 or float16.
         batch_size: requests in one call of the model.
@@ -52,7 +53,7 @@ class VSTLlava(lmms):
     def __init__(
         self,
         pretrained: str | None = None,
-        split: int | None = None,
+        split: int | str | Mapping[str, int] | None = None,
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int | str = 1,
@@ -228,8 +229,6 @@ def _set_split(model: Any, split: Any) -> None:
     tree = model.config.vision_config.tree_config()
     if model.config.vision_config.full or not tree.branches:
         raise ValueError(f"split is {split!r}, but this model's tower has no stitches and no split; leave it out.")
-    if not isinstance(split, int):
-        raise ValueError(f"split is {split!r}; expected a trunk depth, one of {', '.join(map(str, tree.splits))}.")
     tree.resolve(split)
     model.model.vision_tower.split = split
 
