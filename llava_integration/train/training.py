@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,7 @@ def _train(
     half = bool(values.get("bf16"))
     # The model is built before TrainingArguments: under ZeRO-3 those would have every part made in pieces.
     whole, processor = model.build(torch.bfloat16 if half else torch.float32, seed)
+    dtypes = {name: tensor.dtype for name, tensor in whole.state_dict().items()}
     tower = whole.model.vision_tower
     if isinstance(split, int):
         tower.split = split
@@ -236,7 +238,7 @@ def _train(
     checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
     checkpoint = _agreed(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _export(trainer, tuner, processor, folder)
+    _export(trainer, tuner, processor, folder, dtypes)
     skipped = _merged(trainer.skipped)
     if run is None:
         return
@@ -322,8 +324,18 @@ def _merged(skipped: Mapping[str, str]) -> dict[str, str]:
     return dict(sorted((k, v) for part in parts for k, v in part.items()))
 
 
-def _export(trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder: Path) -> None:
-    """Write the model beside the run's files; config.json, which says that there is a model, comes last."""
+def _export(
+    trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder: Path, dtypes: Mapping[str, torch.dtype]
+) -> None:
+    """Write the model beside the run's files; config.json, which says that there is a model, comes last.
+
+    Args:
+        trainer: that has trained it.
+        tuner: LoRA's, to be folded in, or None.
+        processor: of the model.
+        folder: the run's.
+        dtypes: by name, the type in which each tensor was built: it is saved in it, whatever it was trained in.
+    """
     engine: Any = trainer.deepspeed
     zero3 = trainer.is_deepspeed_enabled and engine.zero_optimization_stage() == 3
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -337,14 +349,16 @@ def _export(trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder:
             return
         if tuner is not None:
             tuner.merge_and_unload()
-        dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
         staging = folder / ".model"
         shutil.rmtree(staging, ignore_errors=True)
-        tensors = {
-            k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in model.state_dict().items()
-        }
+        tensors = {k: v.detach().to("cpu", dtypes[k]) for k, v in model.state_dict().items()}
         model.config.use_cache = True
         model.save_pretrained(staging, state_dict=tensors)
+        # The config's one type is what the whole is loaded in. transformers takes it from the first parameter, which
+        # may be a master weight; the widest of those that were written loses nothing of any.
+        kinds = {v.dtype for v in tensors.values() if v.is_floating_point()}
+        model.config.dtype = reduce(torch.promote_types, kinds)
+        model.config.save_pretrained(staging)
         processor.save_pretrained(staging)
     files = sorted(staging.iterdir(), key=lambda p: p.name == "config.json")
     for path in files:

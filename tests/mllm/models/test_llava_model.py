@@ -283,6 +283,17 @@ def test_one_model_doubled_is_a_tower_that_runs_once(tiny, fusion):
     assert torch.allclose(tokens, expected[fusion], atol=1e-6)
 
 
+@pytest.mark.parametrize("tower", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("language", [torch.float32, torch.bfloat16])
+def test_a_new_projector_takes_the_tower_as_it_comes(tree_of, lm, pictures, tower, language):
+    model, tokenizer = lm()
+    whole, processor = assemble(tree_of().to(tower), model.to(language), tokenizer)
+    assert {p.dtype for p in whole.model.multi_modal_projector.parameters()} == {tower}
+    logits = whole(**inputs(processor, pictures[:2])).logits
+    assert logits.dtype == language
+    assert torch.isfinite(logits).all()
+
+
 def test_a_single_model_is_a_tower(tiny, lm, pictures):
     tree = VSTEncoder.from_vfms(tiny("clip", 48), [], [], 56)
     model, processor = assemble(tree, *lm())

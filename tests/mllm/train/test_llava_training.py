@@ -48,6 +48,32 @@ def test_what_is_trained_moves_and_the_rest_does_not(kit, stage, tmp_path):
     assert all("stitches.3" in n for n in untouched), untouched  # the split that was not run
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("half", [True, False])
+def test_every_tensor_is_saved_in_the_type_that_it_was_built_in(kit, stage, half, tmp_path):
+    options = kit.options(steps=1, split=1, bf16=half)
+    train(kit.model, kit.data, str(tmp_path / "run"), STAGES[stage], **options)
+    kind = torch.bfloat16 if half else torch.float32
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {kind}
+    model = t.AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
+    assert {p.dtype for p in model.parameters()} == {kind}
+
+
+def test_parts_of_several_types_are_saved_each_in_its_own(kit, tmp_path, monkeypatch):
+    build = ModelConfig.build
+
+    def mixed(self, dtype, seed):
+        model, processor = build(self, dtype, seed)
+        model.model.language_model.float()
+        return model, processor
+
+    monkeypatch.setattr(ModelConfig, "build", mixed)
+    train(kit.model, kit.data, str(tmp_path / "run"), STAGES["stitches"], **kit.options(steps=1, split=1, bf16=True))
+    for name, tensor in weights(tmp_path / "run").items():
+        assert tensor.dtype == (torch.float32 if "language_model.model." in name else torch.bfloat16), name
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["dtype"] == "float32"
+
+
 def test_the_loss_is_the_models_own(kit, tmp_path):
     """The first logged loss, taken at labelled positions alone, against cross entropy over all logits of that batch."""
     train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1))
