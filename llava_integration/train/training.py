@@ -153,9 +153,17 @@ def train(
         resume: go on where a killed run stopped; the result is that of an uninterrupted one.
         overwrite: start the run in out again.
     """
-    values = TrainerConfig(trainer or {}).resolve(tune, batch_size, str(Path(out) / "checkpoints"), processes())
+    main = int(os.environ.get("RANK", "0")) == 0
+    options = TrainerConfig(trainer or {})
+    values = options.resolve(tune, batch_size, str(Path(out) / "checkpoints"), processes())
     tree, text, spec, full = model.plan()
     splits = _splits(split, tree, full)
+    taken, times = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    if main and taken != options.at_a_time(tune):
+        print(
+            f"a step of {taken * times * processes()} conversations over {processes()} processes is {taken} at a time "
+            f"and process, not {options.at_a_time(tune)}, and {times} of them a step"
+        )
     if dry_run:
         _estimate(tree, text, spec, full, tune, data, values)
         return
@@ -163,7 +171,6 @@ def train(
         "model": asdict(model), "data": asdict(data), "tune": asdict(tune), "split": split, "batch_size": batch_size,
         "processes": processes(), "trainer": dict(trainer or {}),
     }  # fmt: skip
-    main = int(os.environ.get("RANK", "0")) == 0
     folder = Path(out)
     run = None
     if main:

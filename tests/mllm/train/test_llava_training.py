@@ -9,7 +9,7 @@ import transformers as t
 from safetensors.torch import load_file
 
 from llava_integration.train import tuning
-from llava_integration.train.config import TrainerConfig, TuneConfig
+from llava_integration.train.config import TrainerConfig, TuneConfig, spread
 from llava_integration.train.data import DataConfig
 from llava_integration.train.training import ModelConfig, train
 from vst.parsing import command
@@ -209,6 +209,59 @@ def test_defaults_are_those_of_llava():
     assert TuneConfig().learning_rates()["projector"] is None
 
 
+# (conversations a step, wanted a process, processes): a process at a time, times a step
+SPREAD = {
+    (256, 32, 8): (32, 1),
+    (256, 32, 16): (16, 1),
+    (128, 16, 8): (16, 1),
+    (128, 16, 16): (8, 1),
+    (128, 16, 4): (16, 2),
+    (128, 16, 64): (2, 1),
+    (64, 16, 8): (8, 1),
+    (256, 32, 64): (4, 1),
+    (120, 16, 4): (15, 2),
+    (96, 20, 2): (16, 3),
+    (26, 4, 2): (1, 13),
+    (8, 3, 1): (2, 4),
+    (4, 32, 1): (4, 1),
+    (3, 1, 3): (1, 1),
+}
+
+
+@pytest.mark.parametrize(("asked", "found"), SPREAD.items())
+def test_a_batch_is_spread_exactly(asked, found):
+    total, wanted, world = asked
+    assert spread(*asked) == found
+    assert found[0] * found[1] * world == total
+    for tune in (TuneConfig(), TuneConfig(llm="full")):
+        values = TrainerConfig({"per_device_train_batch_size": wanted}).resolve(tune, total, "x", world)
+        assert (values["per_device_train_batch_size"], values["gradient_accumulation_steps"]) == found
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize("llm", ["none", "full", "lora"])
+def test_the_published_batch_fits_any_usual_number_of_processes(llm, world):
+    values = TrainerConfig().resolve(TuneConfig(llm=llm), None, "x", world)
+    step = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * world
+    assert step == {"none": 256, "full": 128, "lora": 128}[llm]
+
+
+def test_a_batch_that_cannot_be_spread_evenly_is_refused():
+    with pytest.raises(ValueError, match=r"128 cannot be spread evenly over 6 processes; .* such as 126 or 132\."):
+        spread(128, 16, 6)
+    with pytest.raises(ValueError, match=r"such as 8\."):
+        spread(4, 16, 8)
+
+
+def test_what_a_batch_became_is_told_in_one_line(kit, tmp_path, capsys):
+    options = kit.options(steps=1, per_device_train_batch_size=3)
+    train(kit.model, kit.data, str(tmp_path / "run"), **options, dry_run=True)
+    line = "a step of 4 conversations over 1 processes is 2 at a time and process, not 3, and 2 of them a step"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1), dry_run=True)
+    assert "not" not in capsys.readouterr().out.splitlines()[0]
+
+
 def test_a_ridge_start_is_trained_gently():
     """Adam's first steps are as large as its rate; the closed form's weights are of the order of 0.01."""
     assert TuneConfig(start="ridge").learning_rates()["projector"] == 1e-4
@@ -220,7 +273,8 @@ def test_a_ridge_start_is_trained_gently():
     [
         ({"learning_rat": 1}, None, "did you mean learning_rate"),
         ({"output_dir": "x"}, None, "set by the run itself"),
-        ({"per_device_train_batch_size": 3}, 8, "cannot be spread"),
+        ({"per_device_train_batch_size": 0}, 8, r"trainer\.per_device_train_batch_size is 0; expected at least 1"),
+        ({}, 0, "batch_size is 0; expected at least 1"),
     ],
 )
 def test_trainer_options_are_checked(trainer, batch, message):
