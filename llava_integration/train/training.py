@@ -37,9 +37,14 @@ from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.options import TreeArgs
 from vst.tree.projector import ProjectorSpec
-from vst.tree.saving import read_config
+from vst.tree.saving import read_config, weight_files
 
-RANDOM = "random"
+RANDOM, STAGING = "random", ".model"
+# What transformers writes of a model and its processor beside the weights, whichever kind they are of.
+_OF_A_MODEL = (
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "chat_template.*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+)  # fmt: skip
 _TITLES = {"none": "stage 1 (projector)", "full": "stage 2", "lora": "stage 2 (LoRA)"}
 
 
@@ -309,9 +314,11 @@ def _splits(split: int | str | None, tree: VSTConfig, full: bool) -> list[int]:
 
 def _clear(folder: Path) -> None:
     """Take away what a run before left, so that nothing of it is taken for the new run's."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
-        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", STAGING):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    own = (path.name for pattern in _OF_A_MODEL for path in folder.glob(pattern))
+    for name in (*weight_files(folder), *own):
+        (folder / name).unlink()
 
 
 def _agreed(checkpoint: Path | None) -> Path | None:
@@ -356,7 +363,7 @@ def _export(
             return
         if tuner is not None:
             tuner.merge_and_unload()
-        staging = folder / ".model"
+        staging = folder / STAGING
         shutil.rmtree(staging, ignore_errors=True)
         tensors = {k: v.detach().to("cpu", dtypes[k]) for k, v in model.state_dict().items()}
         model.config.use_cache = True

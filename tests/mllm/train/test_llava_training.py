@@ -171,6 +171,22 @@ def test_a_finished_run_is_left_alone(kit, tmp_path, capsys):
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
 
 
+def test_nothing_of_an_earlier_run_is_left_in_the_folder(kit, tmp_path):
+    folder = tmp_path / "run"
+    train(kit.model, kit.data, str(folder), **kit.options(steps=1))
+    expected = {path.name for path in folder.iterdir()}
+    model = t.AutoModelForImageTextToText.from_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="20KB")  # as a larger model's would be
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    for name in ("added_tokens.json", "merges.txt", ".model/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    (folder / "notes.txt").write_text("a user's own")
+    train(kit.model, kit.data, str(folder), **kit.options(steps=1), overwrite=True)
+    assert {path.name for path in folder.iterdir()} == expected | {"notes.txt"}
+    assert weights(folder)
+
+
 def test_broken_pictures_are_counted(kit, tmp_path):
     broken = sorted((kit.folder / "images").glob("*.png"))[0]
     broken.write_bytes(b"not a picture")
