@@ -224,9 +224,10 @@ def _train(
     transform = processor.image_processor.transform()
     conversations = Conversations(data, processor.tokenizer, transform, tokens)
     conversations.check()
+    args = TrainingArguments(**values)
+    device = args.device  # asked for before the start, as it is what lets the processes speak to each other
     if tune.start == "ridge" and model.start is None:
-        # every process fits alike: the same pictures, the same seed
-        share = ridge_start(whole, conversations, tune.start_pictures, seed=seed, show=run is not None)
+        share = ridge_start(whole, conversations, tune.start_pictures, seed=seed, device=device, show=run is not None)
         if run is not None:
             print(f"the projector starts from a ridge fit that explains {100 * share:.0f} % of what answers name")
     trainer = MLLMTrainer(
@@ -234,7 +235,7 @@ def _train(
         splits=splits,
         title=_TITLES[tune.llm],
         model=whole,
-        args=TrainingArguments(**values),
+        args=args,
         train_dataset=conversations,
         data_collator=Collate(
             processor.tokenizer.pad_token_id, whole.config.image_token_id, tokens, transform.size
