@@ -7,12 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor, BatchFeature, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    BatchFeature,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import ChannelDimension, make_flat_list_of_images
 
 from llava_integration.hosts.images import check_preparation, square_side
 from llava_integration.models.chat import IMAGE_TOKEN, chat_template, multimodal_template
+from llava_integration.models.vision import VSTVisionConfig
 from vst.data.images import ImageTransform
 from vst.tree.config import VSTConfig
 from vst.tree.projector import ProjectorSpec
@@ -152,3 +159,6 @@ def image_tokens(tree: VSTConfig, projector: ProjectorSpec | None = None) -> int
     """Tokens that one picture takes in the language model."""
     own = tree.fuser().tokens(tree.grid**2)
     return own if projector is None else projector.tokens(own, len(tree.names))
+
+
+AutoImageProcessor.register(VSTVisionConfig, image_processor_classes={"pil": VSTImageProcessor}, exist_ok=True)

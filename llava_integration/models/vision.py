@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, split_torch_state_dict_into_shards
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import TransformersKwargs
@@ -234,3 +234,7 @@ class VSTVisionModel(PreTrainedModel):
             api = HfApi(token=hub.pop("token", None))
             repo = api.create_repo(hub.pop("repo_id", folder.name), exist_ok=True, private=hub.pop("private", None))
             api.upload_folder(repo_id=repo.repo_id, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD], **hub)
+
+
+AutoConfig.register(VSTVisionConfig.model_type, VSTVisionConfig, exist_ok=True)
+AutoModel.register(VSTVisionConfig, VSTVisionModel, exist_ok=True)
