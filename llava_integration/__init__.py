@@ -13,8 +13,7 @@ from typing import Any
 from llava_integration.hosts import install, uninstall
 from llava_integration.hosts.versions import auto_classes_served, check_auto_classes
 
-if auto_classes_served():
-    import llava_integration.models.auto  # noqa: F401 (registers)
+if auto_classes_served():  # each of these modules tells the Auto classes of what it defines
     from llava_integration.models.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
     from llava_integration.models.processing import VSTImageProcessor, image_tokens, make_processor
     from llava_integration.models.vision import VSTVisionConfig, VSTVisionModel

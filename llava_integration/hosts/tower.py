@@ -84,12 +84,16 @@ class VSTVisionTower(nn.Module):
 
         Args:
             device_map: a device, or a map of the whole tower to one; None and ``auto`` mean where the tower is.
-            kwargs: what hosts pass to their own towers; ignored.
+            kwargs: nothing else is known.
 
         Raises:
             FileNotFoundError: there is no tree.
-            ValueError: a damaged tree, or one that does not fit the checkpoint.
+            ValueError: an unknown option, a damaged tree, or one that does not fit the checkpoint.
         """
+        if kwargs:
+            raise ValueError(
+                f"load_model was given {', '.join(sorted(kwargs))}, which a tree has no use for; give device_map alone."
+            )
         if self.is_loaded:
             LOG.info("%s is already loaded; load_model leaves it as it is", self.vision_tower_name)
             return

@@ -97,7 +97,8 @@ def assemble(
     model.lm_head = lm.get_output_embeddings()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.model.multi_modal_projector = _fresh(model.model.multi_modal_projector)
+        # It reads the tower's tokens as they come; what it makes of them is cast to the language model's type by LLaVA.
+        model.model.multi_modal_projector = _fresh(model.model.multi_modal_projector).to(model.model.vision_tower.dtype)
     model.generation_config = _generation(lm, tokenizer)
     if config.tie_word_embeddings:
         model.tie_weights()

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from vst.tree.config import VSTConfig
 from vst.tree.projector import Projector, ProjectorSpec
@@ -70,3 +77,8 @@ def build_projector(tree: VSTConfig, spec: ProjectorSpec, width: int) -> Project
     """A projector with fresh weights for a tree and a language model of ``width``."""
     check_projector(tree, spec)
     return spec.build(projector_widths(tree), width)
+
+
+AutoConfig.register(VSTLlavaConfig.model_type, VSTLlavaConfig, exist_ok=True)
+AutoModelForImageTextToText.register(VSTLlavaConfig, VSTLlavaForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(VSTLlavaConfig, LlavaProcessor, exist_ok=True)

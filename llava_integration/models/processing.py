@@ -7,14 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor, BatchFeature, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    BatchFeature,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
 from transformers.image_transforms import to_pil_image
-from transformers.image_utils import make_flat_list_of_images
+from transformers.image_utils import ChannelDimension, make_flat_list_of_images
 
+from llava_integration.hosts.images import check_preparation, square_side
 from llava_integration.models.chat import IMAGE_TOKEN, chat_template, multimodal_template
+from llava_integration.models.vision import VSTVisionConfig
 from vst.data.images import ImageTransform
 from vst.tree.config import VSTConfig
 from vst.tree.projector import ProjectorSpec
+
+_OF_TRANSFORMERS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")  # what it writes
 
 
 class VSTImageProcessor(BaseImageProcessor):
@@ -24,6 +34,10 @@ class VSTImageProcessor(BaseImageProcessor):
         size: side of the square input in pixels, or ``{"height": S, "width": S}``.
         image_mean, image_std: of the trunk's normalisation.
         cut: crop, squash or pad.
+        kwargs: other options of transformers' image processors, as far as they say what this one does.
+
+    Raises:
+        ValueError: a bad field, or an option that asks for another preparation.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (as the base class declares it)
@@ -36,12 +50,17 @@ class VSTImageProcessor(BaseImageProcessor):
         cut: str = "crop",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        side = size if isinstance(size, int) else size["height"]
+        own = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("_") or name in _OF_TRANSFORMERS}
+        super().__init__(**own)
+        side = square_side(size)
+        if side is None:
+            raise ValueError(f'size is {size!r}; expected the side of a square, or {{"height": S, "width": S}}.')
         self.size = {"height": side, "width": side}
         self.crop_size = dict(self.size)
-        self.image_mean, self.image_std, self.cut = list(image_mean), list(image_std), cut
-        self.transform()  # a bad field is told here and not at the first picture
+        # What is wrong is told here and not at the first picture.
+        transform = ImageTransform(size=side, mean=image_mean, std=image_std, cut=cut)  # type: ignore[arg-type]
+        check_preparation(transform, kwargs)
+        self.image_mean, self.image_std, self.cut = list(transform.mean), list(transform.std), cut
 
     @classmethod
     def from_tree(cls, config: VSTConfig) -> VSTImageProcessor:
@@ -54,20 +73,39 @@ class VSTImageProcessor(BaseImageProcessor):
         mean, std = tuple(self.image_mean), tuple(self.image_std)
         return ImageTransform(size=self.size["height"], mean=mean, std=std, cut=self.cut)  # type: ignore[arg-type]
 
-    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
         """Pictures to ``pixel_values [K, 3, S, S]``, float32.
 
         Args:
             images: PIL pictures of any mode, uint8 arrays or tensors (either channel order), or paths and URLs that
                 transformers can fetch; one, a list, or lists of lists.
             return_tensors: ``pt`` or ``np``; None gives a list of arrays.
-            kwargs: what hosts pass to image processors of all kinds; ignored.
+            input_data_format: ``channels_first`` or ``channels_last`` of arrays; default: as their shapes say.
+            device: that tensors (``pt``) are handed over on; the preparation itself is the CPU's.
+            kwargs: other options of transformers' image processors, as far as they say what this one does.
+
+        Raises:
+            ValueError: an option that asks for another preparation.
         """
-        images = make_flat_list_of_images(self.fetch_images(images))
         transform = self.transform()
-        pixels = [transform(i if isinstance(i, Image.Image) else to_pil_image(_array(i))) for i in images]
+        check_preparation(transform, kwargs)
+        images = make_flat_list_of_images(self.fetch_images(images))
+        pictures = (
+            i if isinstance(i, Image.Image) else to_pil_image(_array(i), input_data_format=input_data_format)
+            for i in images
+        )
+        pixels = [transform(picture) for picture in pictures]
         if return_tensors == "pt":
-            return BatchFeature({"pixel_values": torch.stack(pixels)})
+            return BatchFeature({"pixel_values": torch.stack(pixels).to(device)})
+        if device is not None and torch.device(device).type != "cpu":
+            raise ValueError(f"device is {device}, but arrays stay on the CPU; give return_tensors 'pt' with it.")
         return BatchFeature({"pixel_values": [p.numpy() for p in pixels]}, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,3 +159,6 @@ def image_tokens(tree: VSTConfig, projector: ProjectorSpec | None = None) -> int
     """Tokens that one picture takes in the language model."""
     own = tree.fuser().tokens(tree.grid**2)
     return own if projector is None else projector.tokens(own, len(tree.names))
+
+
+AutoImageProcessor.register(VSTVisionConfig, image_processor_classes={"pil": VSTImageProcessor}, exist_ok=True)

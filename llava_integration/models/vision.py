@@ -6,20 +6,38 @@ other way round.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, split_torch_state_dict_into_shards
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
 
 from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
 from vst.tree.config import MODEL_TYPE, Split, VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.saving import CARD, CONFIG, WEIGHTS
+
+# Said to every part of a model; what is meant for the language model alone changes nothing in a tower.
+_FOR_ALL_PARTS = set(TransformersKwargs.__annotations__) - {"output_attentions"}
+HUB = ("repo_id", "token", "private", "commit_message", "create_pr", "revision")
+# Options of transformers' save_pretrained, with the values that ask for what is done anyway.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "variant": (None,),
+    "safe_serialization": (None, True),
+    "save_peft_format": (True, False),
+    "save_original_format": (True, False),
+    "distributed_checkpoint": (False,),
+}
 
 
 class VSTVisionConfig(PreTrainedConfig):
@@ -121,6 +139,7 @@ class VSTVisionModel(PreTrainedModel):
             self.tree.split = value
             self.config.split = self.tree.config.split
 
+    @can_return_tuple
     def forward(self, pixel_values: Tensor, split: Split | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Fused tokens ``[B, tokens, width]``, in the dtype of the weights.
 
@@ -131,11 +150,19 @@ class VSTVisionModel(PreTrainedModel):
         Args:
             pixel_values: ``[B, 3, S, S]`` as the tree's transform makes them.
             split: None is ``self.split``.
-            kwargs: what hosts pass to vision towers of all kinds; ignored.
+            kwargs: what transformers says to all parts of a model (``return_dict``, ``output_hidden_states``, options
+                of the language model's attention and loss).
 
         Raises:
-            ValueError: pictures of the wrong size, a split that is not held.
+            ValueError: pictures of the wrong size, a split that is not held, something that no tree gives (attentions,
+                other grids).
         """
+        for name, value in kwargs.items():
+            if value is not None and value is not False and name not in _FOR_ALL_PARTS:
+                raise ValueError(
+                    f"{name} is {value!r}, which a tree cannot serve: it gives fused tokens of pictures of one size; "
+                    "leave it out."
+                )
         tokens = self.tree(pixel_values.to(self.dtype), split=split)
         states = (tokens,) * (self.tree.config.trunk.depth + 1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=states)
@@ -151,8 +178,61 @@ class VSTVisionModel(PreTrainedModel):
         if isinstance(module, VFM):  # what no checkpoint carries: placeholders at this point of a load
             module.renew_buffers()
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write what ``VSTEncoder.save_pretrained`` writes, with its key layout, over what is there."""
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write what ``VSTEncoder.save_pretrained`` writes, with its key layout, over what is there.
+
+        Args:
+            save_directory: folder.
+            is_main_process: False writes nothing.
+            state_dict: tensors to write in place of the model's own, under the model's names.
+            push_to_hub: upload the files afterwards.
+            max_shard_size: of the one file that a tree is saved in, as 5000000 or "5MB"; default: no limit.
+            kwargs: for the upload, ``repo_id`` (default: the folder's name), ``token``, ``private``,
+                ``commit_message``, ``create_pr`` and ``revision``. Of transformers' others those that change nothing
+                here.
+
+        Raises:
+            ValueError: models in full; weights beyond ``max_shard_size``; tensors that are not the model's; an option
+                that cannot be served.
+        """
         if isinstance(self.tree, FullTower):
             raise ValueError("Only a tree is saved alone; models in full are saved as part of a language model.")
-        self.tree.save_pretrained(Path(save_directory), overwrite=True)
+        folder, hub = Path(save_directory), {n: kwargs.pop(n) for n in HUB if n in kwargs}
+        for name, value in kwargs.items():
+            if name not in _WITHOUT_EFFECT or value not in _WITHOUT_EFFECT[name]:
+                raise ValueError(
+                    f"save_pretrained was given {name} ({value!r}), but a tree is saved as one safetensors file of its "
+                    "own names; leave it out."
+                )
+        if not push_to_hub and set(hub) - {"token"}:
+            raise ValueError(f"{', '.join(sorted(hub))} are for an upload only; give push_to_hub=True with them.")
+        tensors = self.state_dict() if state_dict is None else state_dict
+        if max_shard_size is not None:
+            plan = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=max_shard_size)
+            if plan.is_sharded:
+                raise ValueError(
+                    f"max_shard_size is {max_shard_size}, but a tree is saved in one file, and this one would need "
+                    f"{len(plan.filename_to_tensors)}; give a larger one."
+                )
+        if not is_main_process:
+            return
+        prefix = f"{self.base_model_prefix}."
+        self.tree.save_pretrained(
+            folder, overwrite=True, state_dict={n.removeprefix(prefix): t for n, t in tensors.items()}
+        )
+        if push_to_hub:
+            api = HfApi(token=hub.pop("token", None))
+            repo = api.create_repo(hub.pop("repo_id", folder.name), exist_ok=True, private=hub.pop("private", None))
+            api.upload_folder(repo_id=repo.repo_id, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD], **hub)
+
+
+AutoConfig.register(VSTVisionConfig.model_type, VSTVisionConfig, exist_ok=True)
+AutoModel.register(VSTVisionConfig, VSTVisionModel, exist_ok=True)

@@ -81,7 +81,7 @@ class TrainerConfig:
             tune: decides LLaVA-1.5's learning rate and batch.
             batch_size: conversations a step over all processes; default: LLaVA-1.5's.
             output_dir: of checkpoints.
-            processes: over which the batch is spread.
+            processes: over which the batch is spread (:func:`spread`).
 
         Raises:
             ValueError: a name that TrainingArguments does not have, or a batch that cannot be divided.
@@ -101,12 +101,7 @@ class TrainerConfig:
             )
         cuda = torch.cuda.is_available()
         total = _BATCH[tune.llm] if batch_size is None else batch_size
-        per_device = self.values.get("per_device_train_batch_size", min(_PER_DEVICE[tune.llm], total))
-        if total % (per_device * processes):
-            raise ValueError(
-                f"A batch_size of {total} cannot be spread over {processes} processes with {per_device} at a time; "
-                "set trainer.per_device_train_batch_size to a divisor."
-            )
+        per_device, accumulated = spread(total, self.at_a_time(tune), processes)
         defaults = {
             "learning_rate": _LEARNING_RATE[tune.llm],
             "num_train_epochs": 1,
@@ -116,7 +111,7 @@ class TrainerConfig:
             "bf16": cuda and torch.cuda.is_bf16_supported(),
             "use_cpu": not cuda,
             "per_device_train_batch_size": per_device,
-            "gradient_accumulation_steps": total // (per_device * processes),
+            "gradient_accumulation_steps": accumulated,
             "logging_steps": 1,
             "save_strategy": "steps",
             "save_steps": 500,
@@ -131,7 +126,40 @@ class TrainerConfig:
             defaults["train_sampling_strategy"] = "group_by_length"  # as LLaVA-1.5's second stage
         if tune.stitches and not self.values.get("deepspeed"):
             defaults["ddp_find_unused_parameters"] = True  # a step leaves the stitches of other splits without gradient
-        return defaults | dict(self.values)
+        return defaults | dict(self.values) | {"per_device_train_batch_size": per_device}
+
+    def at_a_time(self, tune: TuneConfig) -> int:
+        """Conversations that a process is to take at a time, if the batch can be divided so; default: LLaVA-1.5's."""
+        return self.values.get("per_device_train_batch_size", _PER_DEVICE[tune.llm])
+
+
+def spread(total: int, wanted: int, processes: int) -> tuple[int, int]:
+    """Divide a batch among processes so that a step sees exactly ``total`` conversations.
+
+    Args:
+        total: conversations a step.
+        wanted: conversations a process takes at a time; where that does not divide its share, the largest number below
+            that does.
+        processes: over which the batch is spread.
+
+    Returns:
+        Conversations a process takes at a time, and how often it does in a step (the gradients are accumulated).
+
+    Raises:
+        ValueError: numbers below 1, or a batch of which the processes' shares would be unequal.
+    """
+    for name, value in (("batch_size", total), ("trainer.per_device_train_batch_size", wanted)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1.")
+    share, left = divmod(total, processes)
+    if left:
+        near = " or ".join(str(n) for n in (share * processes, (share + 1) * processes) if n)
+        raise ValueError(
+            f"A batch_size of {total} cannot be spread evenly over {processes} processes; give a multiple of their "
+            f"number, such as {near}."
+        )
+    taken = next(n for n in range(min(wanted, share), 0, -1) if share % n == 0)
+    return taken, share // taken
 
 
 def processes() -> int:

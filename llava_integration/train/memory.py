@@ -8,7 +8,7 @@ What a weight costs in training with AdamW, in bytes:
     precision   frozen   trained: weight + gradient + optimizer
     fp32        4        4 + 4 + 8        (DeepSpeed steps on a copy here too: 4 more)
     autocast    4        4 + 4 + 8        HF Trainer with bf16=True, model loaded in fp32
-    mixed       2        4 + 4 + 8        the same, frozen parts loaded in bf16
+    mixed       2        4 + 4 + 8        the same, frozen parts loaded in bf16 (beside trained stitches: in fp32)
     mixed       2        2 + 2 + 4 + 8    DeepSpeed's bf16 engine (ZeRO): bf16 weights beside fp32 masters
     bf16        2        2 + 2 + 4        model loaded in bf16: AdamW's moments have the dtype of the weights
 
@@ -203,7 +203,7 @@ def estimate(
         trained += llm if plan.llm == "full" else 0
         row = Row(
             label=_label(split),
-            tower=(tower - stitches) * frozen + stitches * own,
+            tower=tower * (own if plan.stitches else frozen),
             llm=llm * (own if plan.llm == "full" else frozen) + plan.lora_parameters * own,
             projector=projector_parameters * (own if plan.projector else frozen),
             gradients=trained * own,

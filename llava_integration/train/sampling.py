@@ -13,6 +13,9 @@ class GroupedByLength(Sampler[int]):
 
     All are shuffled, cut into pools of ``pool`` batches, sorted by length within each pool, and the batches are then
     shuffled over all pools. The order depends on the seed and the epoch alone, so that a resumed run goes on with it.
+    transformers' LengthGroupedSampler is no stand-in: it goes from long to short through each pool, which is another
+    order than that of the published runs, and the Trainer has it draw from torch's global generator, so that the order
+    would hang on whatever was drawn before.
 
     Args:
         lengths: of every conversation.

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from transformers import LlavaForConditionalGeneration
 
 from llava_integration.train.data import Conversations
@@ -27,17 +27,26 @@ PENALTY = 1e-2
 _FLOOR = 0.1  # of the mean variance: what whitening adds to each direction's
 
 
-@torch.no_grad()
 def ridge_start(
-    model: LlavaForConditionalGeneration, data: Conversations, pictures: int, *, seed: int = 0, show: bool = True
+    model: LlavaForConditionalGeneration,
+    data: Conversations,
+    pictures: int,
+    *,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    show: bool = True,
 ) -> float:
     """Set the projector's weights from conversations about one picture each.
+
+    Where several processes train together, each has to call this: the first one computes, and all get its weights.
 
     Args:
         model: its projector is changed in place, whatever it is: transformers' own or one of the library's.
         data: captions, or conversations whose answers say what the picture shows.
         pictures: how many conversations to look at.
         seed: of the tokens that are taken and of directions beyond those of the tower's width.
+        device: to run the tower on, which comes back to where it was afterwards, and one that the processes can send
+            from (their own GPU under NCCL); default: where the tower is.
         show: progress.
 
     Returns:
@@ -46,9 +55,37 @@ def ridge_start(
     Raises:
         ValueError: none of those looked at is about exactly one picture.
     """
-    generator = torch.Generator().manual_seed(seed)
     whole: Any = model
+    place = whole.model.vision_tower.device if device is None else torch.device(device)
+    shared = distributed.is_available() and distributed.is_initialized()
+    share, wrong = 0.0, None
+    if not shared or distributed.get_rank() == 0:
+        try:
+            share = _fit(whole, data, pictures, seed, place, show)
+        except ValueError as error:
+            if not shared:
+                raise
+            wrong = str(error)  # the others wait for the outcome, whatever it is
+    if not shared:
+        return share
+    outcome: list[Any] = [share, wrong]
+    distributed.broadcast_object_list(outcome, src=0)
+    share, wrong = outcome
+    if wrong is not None:
+        raise ValueError(wrong)
+    for p in whole.model.multi_modal_projector.parameters():
+        sent = p.detach().to(place)
+        distributed.broadcast(sent, src=0)
+        p.data.copy_(sent)
+    return share
+
+
+@torch.no_grad()
+def _fit(whole: Any, data: Conversations, pictures: int, seed: int, device: torch.device, show: bool) -> float:
+    generator = torch.Generator().manual_seed(seed)
     tower, table = whole.model.vision_tower, whole.get_input_embeddings().weight
+    home = tower.device
+    tower.to(device)
     special = torch.tensor(data.tokenizer.all_special_ids)
     tokens, targets = [], []
     order = torch.randperm(len(data), generator=generator)[:pictures].tolist()
@@ -58,9 +95,10 @@ def ridge_start(
         words = words[~torch.isin(words, special)]  # the end of a turn says nothing of a picture
         if len(sample["pixel_values"]) != 1 or not len(words):
             continue
-        seen = tower(sample["pixel_values"].to(table.device)).last_hidden_state[0].float().cpu()
+        seen = tower(sample["pixel_values"].to(device)).last_hidden_state[0].float().cpu()
         tokens.append(seen[torch.randperm(len(seen), generator=generator)[:TOKENS]])
         targets.append(table[words.to(table.device)].float().mean(0).cpu())
+    tower.to(home)
     if not tokens:
         raise ValueError(
             f"None of {pictures} conversations is about exactly one picture, so the projector has nothing to start "

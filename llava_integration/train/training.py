@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,14 @@ from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.options import TreeArgs
 from vst.tree.projector import ProjectorSpec
-from vst.tree.saving import read_config
+from vst.tree.saving import read_config, weight_files
 
-RANDOM = "random"
+RANDOM, STAGING = "random", ".model"
+# What transformers writes of a model and its processor beside the weights, whichever kind they are of.
+_OF_A_MODEL = (
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "chat_template.*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+)  # fmt: skip
 _TITLES = {"none": "stage 1 (projector)", "full": "stage 2", "lora": "stage 2 (LoRA)"}
 
 
@@ -152,9 +158,17 @@ def train(
         resume: go on where a killed run stopped; the result is that of an uninterrupted one.
         overwrite: start the run in out again.
     """
-    values = TrainerConfig(trainer or {}).resolve(tune, batch_size, str(Path(out) / "checkpoints"), processes())
+    main = int(os.environ.get("RANK", "0")) == 0
+    options = TrainerConfig(trainer or {})
+    values = options.resolve(tune, batch_size, str(Path(out) / "checkpoints"), processes())
     tree, text, spec, full = model.plan()
     splits = _splits(split, tree, full)
+    taken, times = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    if main and taken != options.at_a_time(tune):
+        print(
+            f"a step of {taken * times * processes()} conversations over {processes()} processes is {taken} at a time "
+            f"and process, not {options.at_a_time(tune)}, and {times} of them a step"
+        )
     if dry_run:
         _estimate(tree, text, spec, full, tune, data, values)
         return
@@ -162,7 +176,6 @@ def train(
         "model": asdict(model), "data": asdict(data), "tune": asdict(tune), "split": split, "batch_size": batch_size,
         "processes": processes(), "trainer": dict(trainer or {}),
     }  # fmt: skip
-    main = int(os.environ.get("RANK", "0")) == 0
     folder = Path(out)
     run = None
     if main:
@@ -194,6 +207,7 @@ def _train(
     half = bool(values.get("bf16"))
     # The model is built before TrainingArguments: under ZeRO-3 those would have every part made in pieces.
     whole, processor = model.build(torch.bfloat16 if half else torch.float32, seed)
+    dtypes = {name: tensor.dtype for name, tensor in whole.state_dict().items()}
     tower = whole.model.vision_tower
     if isinstance(split, int):
         tower.split = split
@@ -210,9 +224,10 @@ def _train(
     transform = processor.image_processor.transform()
     conversations = Conversations(data, processor.tokenizer, transform, tokens)
     conversations.check()
+    args = TrainingArguments(**values)
+    device = args.device  # asked for before the start, as it is what lets the processes speak to each other
     if tune.start == "ridge" and model.start is None:
-        # every process fits alike: the same pictures, the same seed
-        share = ridge_start(whole, conversations, tune.start_pictures, seed=seed, show=run is not None)
+        share = ridge_start(whole, conversations, tune.start_pictures, seed=seed, device=device, show=run is not None)
         if run is not None:
             print(f"the projector starts from a ridge fit that explains {100 * share:.0f} % of what answers name")
     trainer = MLLMTrainer(
@@ -220,7 +235,7 @@ def _train(
         splits=splits,
         title=_TITLES[tune.llm],
         model=whole,
-        args=TrainingArguments(**values),
+        args=args,
         train_dataset=conversations,
         data_collator=Collate(
             processor.tokenizer.pad_token_id, whole.config.image_token_id, tokens, transform.size
@@ -236,7 +251,7 @@ def _train(
     checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
     checkpoint = _agreed(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _export(trainer, tuner, processor, folder)
+    _export(trainer, tuner, processor, folder, dtypes)
     skipped = _merged(trainer.skipped)
     if run is None:
         return
@@ -300,9 +315,11 @@ def _splits(split: int | str | None, tree: VSTConfig, full: bool) -> list[int]:
 
 def _clear(folder: Path) -> None:
     """Take away what a run before left, so that nothing of it is taken for the new run's."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
-        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", STAGING):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    own = (path.name for pattern in _OF_A_MODEL for path in folder.glob(pattern))
+    for name in (*weight_files(folder), *own):
+        (folder / name).unlink()
 
 
 def _agreed(checkpoint: Path | None) -> Path | None:
@@ -322,8 +339,18 @@ def _merged(skipped: Mapping[str, str]) -> dict[str, str]:
     return dict(sorted((k, v) for part in parts for k, v in part.items()))
 
 
-def _export(trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder: Path) -> None:
-    """Write the model beside the run's files; config.json, which says that there is a model, comes last."""
+def _export(
+    trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder: Path, dtypes: Mapping[str, torch.dtype]
+) -> None:
+    """Write the model beside the run's files; config.json, which says that there is a model, comes last.
+
+    Args:
+        trainer: that has trained it.
+        tuner: LoRA's, to be folded in, or None.
+        processor: of the model.
+        folder: the run's.
+        dtypes: by name, the type in which each tensor was built: it is saved in it, whatever it was trained in.
+    """
     engine: Any = trainer.deepspeed
     zero3 = trainer.is_deepspeed_enabled and engine.zero_optimization_stage() == 3
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -337,14 +364,16 @@ def _export(trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder:
             return
         if tuner is not None:
             tuner.merge_and_unload()
-        dtype = next(p.dtype for p in model.parameters() if not p.requires_grad)
-        staging = folder / ".model"
+        staging = folder / STAGING
         shutil.rmtree(staging, ignore_errors=True)
-        tensors = {
-            k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in model.state_dict().items()
-        }
+        tensors = {k: v.detach().to("cpu", dtypes[k]) for k, v in model.state_dict().items()}
         model.config.use_cache = True
         model.save_pretrained(staging, state_dict=tensors)
+        # The config's one type is what the whole is loaded in. transformers takes it from the first parameter, which
+        # may be a master weight; the widest of those that were written loses nothing of any.
+        kinds = {v.dtype for v in tensors.values() if v.is_floating_point()}
+        model.config.dtype = reduce(torch.promote_types, kinds)
+        model.config.save_pretrained(staging)
         processor.save_pretrained(staging)
     files = sorted(staging.iterdir(), key=lambda p: p.name == "config.json")
     for path in files:

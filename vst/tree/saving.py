@@ -44,13 +44,25 @@ class OnDisk(nn.Module):
         """Freeze everything but the stitches; returns self."""
         raise NotImplementedError
 
-    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, *, overwrite: bool = False, state_dict: Mapping[str, Tensor] | None = None
+    ) -> Path:
         """Write config, weights of the blocks that are held and a model card: all that loading needs.
+
+        Args:
+            folder: to write to.
+            overwrite: take the place of what is saved there.
+            state_dict: these tensors in place of the module's own, under the same names and of the same shapes.
 
         Raises:
             FileExistsError: the folder holds a tree already and ``overwrite`` is False.
+            ValueError: tensors that are not those of this module.
         """
-        return self._save(folder, WEIGHTS, dict(self.state_dict()), overwrite)
+        own = self.state_dict()
+        if state_dict is not None:
+            expected, given = ({n: t.shape for n, t in tensors.items()} for tensors in (own, state_dict))
+            check_tensors("the tree", expected, given, "Give its own state_dict, with other values only.")
+        return self._save(folder, WEIGHTS, dict(own if state_dict is None else state_dict), overwrite)
 
     def save_stitches(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write config, stitches and a model card, a few MB; loading takes the frozen models from their sources.
@@ -62,7 +74,7 @@ class OnDisk(nn.Module):
 
     def _save(self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
         folder = Path(folder)
-        if not overwrite and (present := [n for n in (CONFIG, WEIGHTS, STITCHES) if (folder / n).exists()]):
+        if not overwrite and (present := [n for n in (CONFIG, *weight_files(folder)) if (folder / n).exists()]):
             raise FileExistsError(
                 f"{folder} already holds {', '.join(present)}: choose another folder, or pass overwrite=True "
                 "(--overwrite true)."
@@ -70,8 +82,8 @@ class OnDisk(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / file) as path:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
-        for other in {WEIGHTS, STITCHES} - {file}:
-            (folder / other).unlink(missing_ok=True)
+        for other in set(weight_files(folder)) - {file}:
+            (folder / other).unlink()
         write_json(folder / CONFIG, self.config.to_dict())
         with atomic_path(folder / CARD) as path:
             path.write_text(model_card(self.config, stitches_only=file == STITCHES), encoding="utf-8")
@@ -127,6 +139,12 @@ class OnDisk(nn.Module):
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
         return tree.freeze()
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files of weights in a folder: whole, in shards as transformers writes them, the stitches alone."""
+    patterns = (WEIGHTS, f"{WEIGHTS}.index.json", f"model-{5 * '?'}-of-{5 * '?'}.safetensors", STITCHES)
+    return sorted(path.name for pattern in patterns for path in folder.glob(pattern))
 
 
 def read_config(source: str | Path, revision: str | None = None) -> tuple[Path, VSTConfig]:

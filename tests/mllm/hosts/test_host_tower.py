@@ -208,6 +208,8 @@ class TestTraps:
         with torch.device("meta"):
             tower = VSTVisionTower(f"vst:{folder}", ARGS)
         assert not tower.is_loaded
+        with pytest.raises(ValueError, match="load_model was given low_cpu_mem"):
+            tower.load_model(low_cpu_mem=True)
         tower.load_model(device_map="auto")
         assert same(tower, tree)
         assert tower.device == torch.device("cpu")

@@ -52,9 +52,8 @@ def test_the_published_size_of_llama_2_7b():
     assert language_model_parameters(VICUNA_7B) == 6_738_415_616
 
 
-# A tail in bf16 does not take the tokens of a stitch in fp32 on a CPU; at split 3 no tail follows.
 STEPS = [
-    (precision, bits, master, trained, 3 if precision == "mixed" else 1)
+    (precision, bits, master, trained, 1)
     for precision, bits, master in (("fp32", 4, False), ("autocast", 4, True), ("mixed", 2, True), ("bf16", 2, False))
     for trained in ("projector", "stitches", "full", "all")
 ]
@@ -78,6 +77,8 @@ def test_weights_gradients_and_optimizer_are_those_of_a_real_step(
         for p in parts[name].parameters():
             p.data = p.data.float() if master else p.data
             p.requires_grad = True
+    if master and "stitches" in wanted:  # as training does: a tail in bf16 does not take the tokens of an fp32 stitch
+        tree.float()
     everything = nn.ModuleList([tree, llm, projector])
     optimizer = torch.optim.AdamW([p for p in everything.parameters() if p.requires_grad])
     dtype = torch.bfloat16 if frozen_bytes == 2 else torch.float32

@@ -1,10 +1,22 @@
-"""The projector's closed-form start against least squares written out, for every projector."""
+"""The projector's closed-form start against least squares written out, for every projector; once for all processes.
+
+As a script this file is what the launched processes run.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llava_integration.models.assemble import assemble
 from llava_integration.models.processing import image_tokens
+from llava_integration.train.config import TuneConfig
 from llava_integration.train.data import Conversations, DataConfig
 from llava_integration.train.start import ridge_start
 from vst.tree.projector import ProjectorSpec
@@ -86,6 +98,71 @@ def test_it_is_reproducible(kit, tree_of, lm):
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
 
 
+def start_of(folder):
+    """Build the model of a kit and start it; how many pictures this process' tower saw, its share and its weights."""
+    from llava_integration.train.training import ModelConfig
+
+    model, processor = ModelConfig(llm=f"{folder}/llm", tower=f"{folder}/tree").build(torch.float32, seed=RANK)
+    data = DataConfig([f"{folder}/data.json"], f"{folder}/images", max_length=256)
+    tokens = image_tokens(model.config.vision_config.tree_config())
+    data = Conversations(data, processor.tokenizer, processor.image_processor.transform(), tokens)
+    seen = []
+    model.model.vision_tower.register_forward_hook(lambda *_: seen.append(1))
+    share = ridge_start(model, data, len(data), device="cpu", show=False)
+    return len(seen), share, model.model.multi_modal_projector.state_dict()
+
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def launch(folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, __file__, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=270,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_processes_compute_once_and_have_the_same(kit):
+    """Their projectors are drawn from other seeds, and end as that of one process alone, to the bit."""
+    first, second = launch(kit.folder)
+    count, share, weights = start_of(kit.folder)
+    assert count > 1
+    assert (first["seen"], second["seen"]) == (count, 0)
+    assert first["share"] == second["share"] == share
+    for rank in range(2):
+        found = load_file(kit.folder / f"{rank}.safetensors")
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_two_processes_fail_alike(kit):
+    records = json.loads((kit.folder / "data.json").read_text())
+    (kit.folder / "data.json").write_text(json.dumps([r for r in records if "image" not in r]))
+    for facts in launch(kit.folder):
+        assert "set tune.start to random" in facts["error"]
+
+
+def test_training_starts_on_the_device_that_it_trains_on(kit, tmp_path, monkeypatch):
+    from llava_integration.train import training
+
+    seen = []
+
+    def told(*args, **options):
+        seen.append(options["device"])
+        return ridge_start(*args, **options)
+
+    monkeypatch.setattr(training, "ridge_start", told)
+    training.train(kit.model, kit.data, str(tmp_path / "run"), TuneConfig(start="ridge"), **kit.options(steps=1))
+    assert seen == [torch.device("cuda:0" if torch.cuda.is_available() else "cpu")]
+
+
 def test_conversations_without_pictures_are_an_error(kit, tree_of, lm):
     model, data = parts(kit, tree_of, lm, ProjectorSpec())
     text = [i for i in range(len(data)) if not len(data[i]["pixel_values"])]
@@ -97,3 +174,16 @@ def test_conversations_without_pictures_are_an_error(kit, tree_of, lm):
 
     with pytest.raises(ValueError, match=r"set tune\.start to random"):
         ridge_start(model, Text(), 4, show=False)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
+    try:
+        seen, share, weights = start_of(folder)
+        save_file(weights, folder / f"{RANK}.safetensors")
+        facts = {"seen": seen, "share": share}
+    except ValueError as error:
+        facts = {"error": str(error)}
+    (folder / f"{RANK}.json").write_text(json.dumps(facts))
+    torch.distributed.destroy_process_group()

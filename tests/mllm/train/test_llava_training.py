@@ -9,7 +9,7 @@ import transformers as t
 from safetensors.torch import load_file
 
 from llava_integration.train import tuning
-from llava_integration.train.config import TrainerConfig, TuneConfig
+from llava_integration.train.config import TrainerConfig, TuneConfig, spread
 from llava_integration.train.data import DataConfig
 from llava_integration.train.training import ModelConfig, train
 from vst.parsing import command
@@ -46,6 +46,32 @@ def test_what_is_trained_moves_and_the_rest_does_not(kit, stage, tmp_path):
     assert moved <= expected
     untouched = expected - moved
     assert all("stitches.3" in n for n in untouched), untouched  # the split that was not run
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("half", [True, False])
+def test_every_tensor_is_saved_in_the_type_that_it_was_built_in(kit, stage, half, tmp_path):
+    options = kit.options(steps=1, split=1, bf16=half)
+    train(kit.model, kit.data, str(tmp_path / "run"), STAGES[stage], **options)
+    kind = torch.bfloat16 if half else torch.float32
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {kind}
+    model = t.AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
+    assert {p.dtype for p in model.parameters()} == {kind}
+
+
+def test_parts_of_several_types_are_saved_each_in_its_own(kit, tmp_path, monkeypatch):
+    build = ModelConfig.build
+
+    def mixed(self, dtype, seed):
+        model, processor = build(self, dtype, seed)
+        model.model.language_model.float()
+        return model, processor
+
+    monkeypatch.setattr(ModelConfig, "build", mixed)
+    train(kit.model, kit.data, str(tmp_path / "run"), STAGES["stitches"], **kit.options(steps=1, split=1, bf16=True))
+    for name, tensor in weights(tmp_path / "run").items():
+        assert tensor.dtype == (torch.float32 if "language_model.model." in name else torch.bfloat16), name
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_the_loss_is_the_models_own(kit, tmp_path):
@@ -145,6 +171,22 @@ def test_a_finished_run_is_left_alone(kit, tmp_path, capsys):
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
 
 
+def test_nothing_of_an_earlier_run_is_left_in_the_folder(kit, tmp_path):
+    folder = tmp_path / "run"
+    train(kit.model, kit.data, str(folder), **kit.options(steps=1))
+    expected = {path.name for path in folder.iterdir()}
+    model = t.AutoModelForImageTextToText.from_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="20KB")  # as a larger model's would be
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    for name in ("added_tokens.json", "merges.txt", ".model/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    (folder / "notes.txt").write_text("a user's own")
+    train(kit.model, kit.data, str(folder), **kit.options(steps=1), overwrite=True)
+    assert {path.name for path in folder.iterdir()} == expected | {"notes.txt"}
+    assert weights(folder)
+
+
 def test_broken_pictures_are_counted(kit, tmp_path):
     broken = sorted((kit.folder / "images").glob("*.png"))[0]
     broken.write_bytes(b"not a picture")
@@ -183,6 +225,59 @@ def test_defaults_are_those_of_llava():
     assert TuneConfig().learning_rates()["projector"] is None
 
 
+# (conversations a step, wanted a process, processes): a process at a time, times a step
+SPREAD = {
+    (256, 32, 8): (32, 1),
+    (256, 32, 16): (16, 1),
+    (128, 16, 8): (16, 1),
+    (128, 16, 16): (8, 1),
+    (128, 16, 4): (16, 2),
+    (128, 16, 64): (2, 1),
+    (64, 16, 8): (8, 1),
+    (256, 32, 64): (4, 1),
+    (120, 16, 4): (15, 2),
+    (96, 20, 2): (16, 3),
+    (26, 4, 2): (1, 13),
+    (8, 3, 1): (2, 4),
+    (4, 32, 1): (4, 1),
+    (3, 1, 3): (1, 1),
+}
+
+
+@pytest.mark.parametrize(("asked", "found"), SPREAD.items())
+def test_a_batch_is_spread_exactly(asked, found):
+    total, wanted, world = asked
+    assert spread(*asked) == found
+    assert found[0] * found[1] * world == total
+    for tune in (TuneConfig(), TuneConfig(llm="full")):
+        values = TrainerConfig({"per_device_train_batch_size": wanted}).resolve(tune, total, "x", world)
+        assert (values["per_device_train_batch_size"], values["gradient_accumulation_steps"]) == found
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize("llm", ["none", "full", "lora"])
+def test_the_published_batch_fits_any_usual_number_of_processes(llm, world):
+    values = TrainerConfig().resolve(TuneConfig(llm=llm), None, "x", world)
+    step = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * world
+    assert step == {"none": 256, "full": 128, "lora": 128}[llm]
+
+
+def test_a_batch_that_cannot_be_spread_evenly_is_refused():
+    with pytest.raises(ValueError, match=r"128 cannot be spread evenly over 6 processes; .* such as 126 or 132\."):
+        spread(128, 16, 6)
+    with pytest.raises(ValueError, match=r"such as 8\."):
+        spread(4, 16, 8)
+
+
+def test_what_a_batch_became_is_told_in_one_line(kit, tmp_path, capsys):
+    options = kit.options(steps=1, per_device_train_batch_size=3)
+    train(kit.model, kit.data, str(tmp_path / "run"), **options, dry_run=True)
+    line = "a step of 4 conversations over 1 processes is 2 at a time and process, not 3, and 2 of them a step"
+    assert capsys.readouterr().out.splitlines().count(line) == 1
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1), dry_run=True)
+    assert "not" not in capsys.readouterr().out.splitlines()[0]
+
+
 def test_a_ridge_start_is_trained_gently():
     """Adam's first steps are as large as its rate; the closed form's weights are of the order of 0.01."""
     assert TuneConfig(start="ridge").learning_rates()["projector"] == 1e-4
@@ -194,7 +289,8 @@ def test_a_ridge_start_is_trained_gently():
     [
         ({"learning_rat": 1}, None, "did you mean learning_rate"),
         ({"output_dir": "x"}, None, "set by the run itself"),
-        ({"per_device_train_batch_size": 3}, 8, "cannot be spread"),
+        ({"per_device_train_batch_size": 0}, 8, r"trainer\.per_device_train_batch_size is 0; expected at least 1"),
+        ({}, 0, "batch_size is 0; expected at least 1"),
     ],
 )
 def test_trainer_options_are_checked(trainer, batch, message):
