@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import llava_integration
+import vst
 from llava_integration.commands import COMMANDS
 from llava_integration.demo.page import depth_rows
 from llava_integration.demo.page import score_rows as answer_rows
@@ -300,3 +302,17 @@ def test_files_that_pages_name_exist():
     assert len(found) >= 60
     for page, path in found:
         assert any(ROOT.glob(path)), (page, path)
+
+
+def test_the_citation_is_complete():
+    text = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(text)  # what the format requires
+    assert (text["cff-version"], text["type"]) == ("1.2.0", "software")
+    assert text["version"] == vst.__version__
+    assert f'license = "{text["license"]}"' in (ROOT / "pyproject.toml").read_text()
+    assert all(isinstance(author["name"], str) for author in text["authors"])
+    (paper,) = text["references"]
+    assert {"type", "title", "authors"} <= set(paper)  # of a reference
+    assert f"*{paper['title']}*" in README
+    assert f"{paper['conference']['name']}" == f"CVPR {paper['year']}"
+    assert paper["url"] in README
