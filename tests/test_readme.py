@@ -1,46 +1,28 @@
-"""What README and docs show is so: their Python and commands run or parse, their tables are those of committed rows."""
+"""What README and docs show is so: their Python runs, their commands parse, their links and files are there."""
 
-import json
 import re
 import runpy
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from pages_kit import FENCE, PAGES, README, ROOT
 
 import llava_integration
 import vst
 from llava_integration.commands import COMMANDS
-from llava_integration.demo.page import depth_rows
-from llava_integration.demo.page import score_rows as answer_rows
 from llava_integration.evaluate.lmms.record import NAME
-from llava_integration.evaluate.sweep import sweep_rows
 from llava_integration.hosts.hooks import hooked
 from llava_integration.models.assemble import assemble
 from vst import VSTEncoder, cli
-from vst.demo.config import DemoConfig
-from vst.demo.results import demo_results
-from vst.demo.tables import demo_markdown, score_rows
-from vst.fit.config import FitConfig
-from vst.measure.tables import timings_markdown
+from vst.fit.matching import OBJECTIVES
 from vst.parsing import parse
-from vst.protocol.findings import findings
-from vst.protocol.report import row_place
-from vst.protocol.tables import score_tables
-from vst.results.folders import read_json
-from vst.results.tables import markdown
-from vst.trunk.report import trunk_rows
+from vst.protocol.chains import STAGES
+from vst.protocol.tasks import TASKS
+from vst.tree.fusion import FUSIONS
+from vst.tree.stitch import STITCHES
 
-ROOT = Path(__file__).parents[1]
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text()
-    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
-}
-README = PAGES["README.md"]
-RESULTS = ROOT / "docs/results"
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 SCRIPTS = {
     "train/stitch.py": (cli.COMMANDS, "fit"),
     "train/mllm.py": (COMMANDS, "train"),
@@ -188,111 +170,26 @@ def look_up(commands, name, rest):
     return bool(parse(commands, [name, *rest]))
 
 
+def test_every_command_is_told_of():
+    page = PAGES["docs/commands.md"]
+    for program, commands in (("vst", cli.COMMANDS), ("python -m llava_integration", COMMANDS)):
+        for command in commands:
+            assert f"| `{program} {command.__name__}` |" in page
+    assert all(f"`{script}`" in page for script in SCRIPTS)
+
+
+def test_all_that_is_registered_is_told_of():
+    for page, names in {
+        "docs/models.md": (*STITCHES, *FUSIONS, *OBJECTIVES),
+        "docs/protocol.md": (*STAGES, *TASKS),
+        "docs/library.md": vst.__all__,
+    }.items():
+        assert [name for name in names if not re.search(rf"`(\w+: )?{re.escape(name)}`", PAGES[page])] == []
+
+
 def test_there_are_commands_to_test():
     assert len(LINES) >= 40
     assert len(INLINE) >= 40
-
-
-@pytest.mark.parametrize("path", sorted((RESULTS / "performance").glob("*.json")), ids=lambda p: p.stem)
-def test_tables_of_timings_are_those_of_their_files(path):
-    page = PAGES["docs/performance.md"]
-    assert path.name in page
-    for line in timings_markdown(read_json(path)["results"]).splitlines():
-        assert line in page
-
-
-@pytest.mark.parametrize("name", ["protocol", "protocol-bf16"])
-def test_tables_and_verdicts_of_the_protocol_are_those_of_its_rows(name):
-    folder, page = RESULTS / name, PAGES["docs/protocol.md"]
-    rows = sorted((read_json(path)["row"] for path in (folder / "rows").glob("*.json")), key=row_place)
-    tables, shown = (folder / "tables.md").read_text(), score_tables(rows)
-    assert shown
-    for table in shown:
-        assert table.note in tables
-        for line in table.markdown().splitlines():
-            if " into " in line:
-                assert line in tables
-                assert line in page
-    for verdict in findings(rows):
-        assert verdict.sentence in tables
-        assert f"*{verdict.verdict}*" in page
-    (told,) = re.findall(r"^\| DINOv2-S into CLIP-B/16.*?\n\n", PAGES["docs/results.md"], re.M | re.S)
-    for line in told.splitlines()[2:-1] if name == "protocol" else ():
-        objective, *scores = line.strip("| ").split(" | ")
-        assert [objective.split(" (")[0], "dinov2 into clip", *scores] in shown[0].rows
-
-
-@pytest.mark.parametrize("name", ["demo", "demo-dinov2"])
-def test_tables_of_the_demo_are_those_of_its_results(name):
-    results = read_json(RESULTS / name / "results.json")["results"]
-    assert demo_markdown(results) in PAGES["docs/demo.md"]
-    heads, rows = score_rows(results)
-    assert markdown(heads, rows) in PAGES["docs/demo.md"]
-    fitted = [row for row in rows if not row[0].endswith(", ridge")]
-    assert len(fitted) < len(rows)
-    assert (markdown(heads, fitted) in README) == (name == "demo")
-
-
-@pytest.mark.parametrize("name", ["demo", "demo-dinov2"])
-def test_results_of_the_demo_are_those_of_its_rows(name, tiny):
-    folder = RESULTS / name
-    stored = read_json(folder / "results.json")
-    fields = {**stored["config"], "fit": FitConfig(**stored["config"]["fit"])}
-    config = DemoConfig(**fields)
-    kept = sorted((read_json(path) for path in (folder / "rows").glob("*.json")), key=lambda r: r["ordinal"])
-    shapes = {"clip": tiny("clip", 48, depth=12, grid=8), "dinov2": tiny("dinov2", depth=12, grid=8)}  # blocks, grid
-    tree = VSTEncoder.plan(shapes[config.trunk], {config.branch: shapes[config.branch]}, config.splits)
-    found = demo_results([r["row"] for r in kept], config, tree, config.objectives[-1])
-    again = json.loads(json.dumps(found))
-    again["caption"] = stored["results"]["caption"]
-    assert_same(again, stored["results"])
-
-
-def assert_same(given, wanted):
-    """Numbers to what another machine's arithmetic may change."""
-    if isinstance(wanted, dict):
-        assert list(given) == list(wanted)
-        for key in wanted:
-            assert_same(given[key], wanted[key])
-    elif isinstance(wanted, list):
-        assert len(given) == len(wanted)
-        for pair in zip(given, wanted, strict=True):
-            assert_same(*pair)
-    else:
-        assert given == (pytest.approx(wanted, abs=1e-9) if isinstance(wanted, float) else wanted)
-
-
-def test_the_comparison_of_trunks_is_that_of_its_results():
-    results = read_json(RESULTS / "trunk/results.json")["results"]
-    page = PAGES["docs/demo.md"]
-    assert markdown(*trunk_rows(results)) in page
-    assert results["sentence"] in page.replace("\n", " ")
-
-
-def test_tables_of_the_language_model_are_those_of_its_results():
-    results, page = read_json(RESULTS / "llava-demo/results.json")["results"], PAGES["docs/results.md"]
-    heads, rows = answer_rows(results["seeds"])
-    assert heads[2] == "questions"
-    for row in rows:
-        assert f"| {' | '.join([*row[:2], *row[3:]])} |" in page
-    for name, by in results["depths"].items():
-        every, alone = zip(*[cells[1:] for cells in depth_rows(by)[1]], strict=True)
-        others = [f"{100 * by[key]:.1f}" for key in ("majority", "blank")]
-        assert f"| {' | '.join([name, 'one for all depths', *every, *others])} |" in page
-        assert f"| {' | '.join([name, 'one a depth', *alone])} | | |" in page
-
-
-def test_tables_of_the_sweep_are_those_of_its_results():
-    results, page = read_json(RESULTS / "llava-sweep/results.json")["results"], PAGES["docs/results.md"]
-    for row in sweep_rows(results)[1]:
-        assert f"| {' | '.join(row[:5])} |" in page
-    scores = []
-    for split in (10, 2):
-        tasks = read_json(RESULTS / f"llava-sweep/trained-at-{split}-alone.json")["results"]["tasks"]
-        scores += [f"{100 * tasks[task]['score']:.1f}" for task in ("vst_easy_vqa", "vst_scenes")]
-    at_10, at_2 = " and ".join(scores[:2]), " and ".join(scores[2:])
-    told = f"trained at split 10 alone has {at_10} on the same questions, one trained at split 2 alone {at_2} "
-    assert told in page.replace("\n ", "")
 
 
 def test_files_that_pages_name_exist():
@@ -302,6 +199,39 @@ def test_files_that_pages_name_exist():
     assert len(found) >= 60
     for page, path in found:
         assert any(ROOT.glob(path)), (page, path)
+
+
+def headings(text):
+    """Anchors of a page's headings as GitHub makes them, those that are said twice numbered."""
+    found = []
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.M):
+        plain = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        seen = sum(re.fullmatch(rf"{re.escape(plain)}(-\d+)?", other) is not None for other in found)
+        found.append(f"{plain}-{seen}" if seen else plain)
+    return found
+
+
+def links(page):
+    """Links and pictures of a page's running text."""
+    text = re.sub(r"`[^`]*`", "", FENCE.sub("", PAGES[page]))
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("https://", "http://"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in headings(PAGES[str(target.relative_to(ROOT))]), link
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    assert len(README.splitlines()) <= 170
+    pages = {page for page in PAGES if page.count("/") < 2 and page != "README.md"}
+    assert pages <= set(links("README.md"))
 
 
 def test_the_citation_is_complete():
