@@ -1,0 +1,131 @@
+"""Tables and verdicts in README and docs are those of the rows that lie in docs/results."""
+
+import json
+import re
+
+import pytest
+from pages_kit import PAGES, README, RESULTS
+
+from llava_integration.demo.page import depth_rows
+from llava_integration.demo.page import score_rows as answer_rows
+from llava_integration.evaluate.sweep import sweep_rows
+from vst import VSTEncoder
+from vst.demo.config import DemoConfig
+from vst.demo.results import demo_results
+from vst.demo.tables import demo_markdown, score_rows
+from vst.fit.config import FitConfig
+from vst.measure.tables import timings_markdown
+from vst.protocol.findings import findings
+from vst.protocol.report import row_place
+from vst.protocol.tables import score_tables
+from vst.results.folders import read_json
+from vst.results.tables import markdown
+from vst.trunk.report import trunk_rows
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "performance").glob("*.json")), ids=lambda p: p.stem)
+def test_tables_of_timings_are_those_of_their_files(path):
+    page = PAGES["docs/performance.md"]
+    assert path.name in page
+    for line in timings_markdown(read_json(path)["results"]).splitlines():
+        assert line in page
+
+
+@pytest.mark.parametrize("name", ["protocol", "protocol-bf16"])
+def test_tables_and_verdicts_of_the_protocol_are_those_of_its_rows(name):
+    folder, page = RESULTS / name, PAGES["docs/protocol.md"]
+    rows = sorted((read_json(path)["row"] for path in (folder / "rows").glob("*.json")), key=row_place)
+    tables, shown = (folder / "tables.md").read_text(), score_tables(rows)
+    assert shown
+    for table in shown:
+        assert table.note in tables
+        for line in table.markdown().splitlines():
+            if " into " in line:
+                assert line in tables
+                assert line in page
+    for verdict in findings(rows):
+        assert verdict.sentence in tables
+        assert f"*{verdict.verdict}*" in page
+    (told,) = re.findall(r"^\| DINOv2-S into CLIP-B/16.*?\n\n", PAGES["docs/results.md"], re.M | re.S)
+    for line in told.splitlines()[2:-1] if name == "protocol" else ():
+        objective, *scores = line.strip("| ").split(" | ")
+        assert [objective.split(" (")[0], "dinov2 into clip", *scores] in shown[0].rows
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-dinov2"])
+def test_tables_of_the_demo_are_those_of_its_results(name):
+    results = read_json(RESULTS / name / "results.json")["results"]
+    assert demo_markdown(results) in PAGES["docs/demo.md"]
+    heads, rows = score_rows(results)
+    assert markdown(heads, rows) in PAGES["docs/demo.md"]
+    fitted = [row for row in rows if not row[0].endswith(", ridge")]
+    assert len(fitted) < len(rows)
+    assert (markdown(heads, fitted) in README) == (name == "demo")
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-dinov2"])
+def test_results_of_the_demo_are_those_of_its_rows(name, tiny):
+    folder = RESULTS / name
+    stored = read_json(folder / "results.json")
+    fields = {**stored["config"], "fit": FitConfig(**stored["config"]["fit"])}
+    config = DemoConfig(**fields)
+    kept = sorted((read_json(path) for path in (folder / "rows").glob("*.json")), key=lambda r: r["ordinal"])
+    shapes = {"clip": tiny("clip", 48, depth=12, grid=8), "dinov2": tiny("dinov2", depth=12, grid=8)}  # blocks, grid
+    tree = VSTEncoder.plan(shapes[config.trunk], {config.branch: shapes[config.branch]}, config.splits)
+    found = demo_results([r["row"] for r in kept], config, tree, config.objectives[-1])
+    again = json.loads(json.dumps(found))
+    again["caption"] = stored["results"]["caption"]
+    assert_same(again, stored["results"])
+
+
+def assert_same(given, wanted):
+    """Numbers to what another machine's arithmetic may change."""
+    if isinstance(wanted, dict):
+        assert list(given) == list(wanted)
+        for key in wanted:
+            assert_same(given[key], wanted[key])
+    elif isinstance(wanted, list):
+        assert len(given) == len(wanted)
+        for pair in zip(given, wanted, strict=True):
+            assert_same(*pair)
+    else:
+        assert given == (pytest.approx(wanted, abs=1e-9) if isinstance(wanted, float) else wanted)
+
+
+def test_the_comparison_of_trunks_is_that_of_its_results():
+    results = read_json(RESULTS / "trunk/results.json")["results"]
+    page = PAGES["docs/demo.md"]
+    assert markdown(*trunk_rows(results)) in page
+    assert results["sentence"] in page.replace("\n", " ")
+
+
+def test_tables_of_the_language_model_are_those_of_its_results():
+    results, page = read_json(RESULTS / "llava-demo/results.json")["results"], PAGES["docs/results.md"]
+    heads, rows = answer_rows(results["seeds"])
+    assert heads[2] == "questions"
+    for row in rows:
+        assert f"| {' | '.join([*row[:2], *row[3:]])} |" in page
+    for name, by in results["depths"].items():
+        every, alone = zip(*[cells[1:] for cells in depth_rows(by)[1]], strict=True)
+        others = [f"{100 * by[key]:.1f}" for key in ("majority", "blank")]
+        assert f"| {' | '.join([name, 'one for all depths', *every, *others])} |" in page
+        assert f"| {' | '.join([name, 'one a depth', *alone])} | | |" in page
+
+
+def test_tables_of_the_sweep_are_those_of_its_results():
+    results, page = read_json(RESULTS / "llava-sweep/results.json")["results"], PAGES["docs/results.md"]
+    for row in sweep_rows(results)[1]:
+        assert f"| {' | '.join(row[:5])} |" in page
+    scores = []
+    for split in (10, 2):
+        tasks = read_json(RESULTS / f"llava-sweep/trained-at-{split}-alone.json")["results"]["tasks"]
+        scores += [f"{100 * tasks[task]['score']:.1f}" for task in ("vst_easy_vqa", "vst_scenes")]
+    at_10, at_2 = " and ".join(scores[:2]), " and ".join(scores[2:])
+    told = f"trained at split 10 alone has {at_10} on the same questions, one trained at split 2 alone {at_2} "
+    assert told in page.replace("\n ", "")
+
+
+def test_every_folder_of_results_is_told_of():
+    table = PAGES["docs/results.md"].partition("\n\n|")[2].partition("\n\n")[0]
+    for folder in RESULTS.iterdir():
+        assert not folder.is_dir() or f"`{folder.name}`" in table
