@@ -1,6 +1,7 @@
 """What is built for others: the wheel and the source archive, made without torch, and what is inside."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -71,3 +72,9 @@ def test_the_source_archive_holds_what_the_scripts_need(built):
     assert wanted | {"configs/demo/short.yaml", "docs/demo.md", "vst/py.typed"} <= names
     assert all(name.endswith(".md") for name in names if name.startswith("docs/"))  # no results: megabytes of pictures
     assert not any(name.endswith(".pyc") for name in names)
+
+
+def test_pre_commit_runs_the_ruff_that_ci_runs():
+    pinned = re.search(r"^ruff==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
+    hook = re.search(r"ruff-pre-commit\n\s+rev: v(\S+)", (ROOT / ".pre-commit-config.yaml").read_text())[1]
+    assert hook == pinned
