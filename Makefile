@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOSTS := .venv-hosts
 
-.PHONY: demo llava-demo test test-hosts lint setup clean
+.PHONY: demo llava-demo test test-hosts docs lint setup clean
 
 demo: setup ## fetch two encoders and pictures, fit a tree, measure it at every split: runs/demo/
 	$(BIN)/vst demo
@@ -17,6 +17,9 @@ test: setup lint ## style, types and the whole test suite
 
 test-hosts: $(HOSTS)/.ready ## the tree as vision tower of the original LLaVA, unmodified, in an environment of its own
 	OMP_NUM_THREADS=1 TORCH_EXTENSIONS_DIR=$(CURDIR)/$(HOSTS)/extensions $(HOSTS)/bin/python -m pytest tests/contract
+
+docs: setup ## the API reference, from the docstrings: build/docs/index.html
+	$(BIN)/python tools/api_reference.py build/docs
 
 lint: setup
 	$(BIN)/ruff check .
