@@ -18,6 +18,7 @@ from vst.fit.matching import Matcher, Teacher
 from vst.measure.cost import flops_of
 from vst.measure.latency import median_interval, rounds, summary
 from vst.measure.memory import saved_mb, working_mb
+from vst.measure.untrained import untrained_teacher
 from vst.tree.encoder import VSTEncoder
 from vst.tree.ridge import RidgeSums
 
@@ -41,7 +42,7 @@ def measure_fit(
     """Time steps of a fit (forward, backward, AdamW) on pictures that are in memory, every way once a round.
 
     Args:
-        tree: whose stitches would be fitted; they are changed.
+        tree: whose stitches would be fitted; they are changed. Any weights do: targets are random ones.
         batch_size: pictures a step.
         repeats: counted rounds.
         device: of the models.
@@ -69,7 +70,7 @@ def measure_fit(
         raise ValueError(f"cache is {str(cache)!r}, which is no folder: make it first.")
     if len(config.splits) < 2:
         raise ValueError(f"The tree holds the splits {config.splits}; expected at least two, to compare one pass with.")
-    teacher = Teacher(tree).to(torch.device(device))
+    teacher = untrained_teacher(tree).to(torch.device(device))
     batch = Batch.random(teacher, batch_size, device)
     alone = {f"split {s} alone": [s] for s in config.splits}
     held = {ONE_PASS: config.splits, WRITING: config.splits, READING: config.splits} | alone

@@ -38,10 +38,16 @@ class FullEncoders(nn.Module):
 
     @classmethod
     def load(cls, config: VSTConfig, names: list[str] | None = None, *, pretrained: bool = True) -> FullEncoders:
-        """Load the named models (default: all) from their sources."""
+        """Load the named models (default: all) from their sources.
+
+        Args:
+            config: of the tree to compare with.
+            names: of the models that are wanted.
+            pretrained: False gives random weights of the specs in the config; no source is asked for anything then.
+        """
         models = {
             name: load_vfm(
-                spec.source,
+                spec,
                 grid=config.grid,
                 pretrained=pretrained,
                 stop=feature_depth(spec, config.feature_layer),
@@ -120,7 +126,7 @@ class FullTower(FullEncoders):
 
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True) -> FullTower:
-        """With every model's weights from its source."""
+        """With every model's weights from its source, or random ones, for which no source is needed."""
         with torch.device("meta"):
             tower = cls(config)
         tower.models = FullEncoders.load(config, pretrained=pretrained).models

@@ -30,7 +30,7 @@ def describe(source: str) -> VFMSpec:
 
 
 def load_vfm(
-    source: str,
+    source: str | VFMSpec,
     *,
     grid: int | None = None,
     image_size: int | None = None,
@@ -41,11 +41,12 @@ def load_vfm(
     """Load a model, whole or in part, at one grid; weights are fp32 whatever the file holds.
 
     Args:
-        source: as for :func:`describe`.
+        source: as for :func:`describe`; or a spec that is known already, whose source is then asked for weights alone,
+            and for nothing where they are random.
         grid: patches a side; the default is the model's native grid.
         image_size: the same in pixels; give one or none of the two.
-        pretrained: ``False`` gives random weights and needs no network. A partial model then holds the same numbers
-            as the same part of the whole model of that seed.
+        pretrained: ``False`` gives random weights, and fetches a config at the most. A partial model then holds the
+            same numbers as the same part of the whole model of that seed.
         seed: of the random weights.
         parts: ``start``, ``stop``, ``stem``, ``norm`` as in :class:`vst.models.vfm.VFM`; only what they ask for stays.
 
@@ -54,15 +55,15 @@ def load_vfm(
             whose tensors do not.
         FileNotFoundError, RuntimeError: weights that are not there or could not be fetched.
     """
-    scheme, name = resolve(source)
-    spec = _READERS[scheme].describe(name)
+    spec = source if isinstance(source, VFMSpec) else describe(source)
     if grid is not None and image_size is not None:
-        raise ValueError(f"{source}: grid={grid} and image_size={image_size} were both given; give one of them.")
+        raise ValueError(f"{spec.source}: grid={grid} and image_size={image_size} were both given; give one of them.")
     if image_size is not None:
         grid = spec.grid(image_size)
     if grid is None:
         grid = spec.grid(spec.image_size)
     if pretrained:
+        scheme, name = resolve(spec.source)
         tensors = _READERS[scheme].read(name, spec, parts)
     else:
         tensors = VFM(spec, spec.grid(spec.image_size), **parts).reset_parameters(seed).state_dict()
