@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +14,14 @@ from vst.models.vfm import VFM
 __all__ = ["describe", "known_names", "load_vfm"]
 
 _READERS: dict[str, ModuleType] = {"timm": timm_hub, "hf": huggingface, "open_clip": openclip}
+_DESCRIBED: dict[tuple[str, str], tuple[Hashable, VFMSpec]] = {}
 
 
 def describe(source: str) -> VFMSpec:
     """The spec of a model, without its weights: nothing but a config file is ever fetched.
+
+    A source is described once in a process, because timm has to build the model for it; a local folder is described
+    anew when one of its config files was changed. A failure is not kept.
 
     Args:
         source: ``timm:NAME``, ``hf:ID-or-folder``, ``open_clip:ARCH/TAG`` or a ready name (:func:`known_names`).
@@ -26,7 +31,13 @@ def describe(source: str) -> VFMSpec:
         FileNotFoundError, RuntimeError: a folder without a config, or a config that could not be fetched.
     """
     scheme, name = resolve(source)
-    return _READERS[scheme].describe(name)
+    # Of a library's own names and of hub ids nothing is looked at again: they stand for one model in a process.
+    state = huggingface.folder_state(name) if scheme == "hf" else None
+    if (known := _DESCRIBED.get((scheme, name))) is not None and known[0] == state:
+        return known[1]
+    spec: VFMSpec = _READERS[scheme].describe(name)
+    _DESCRIBED[scheme, name] = state, spec
+    return spec
 
 
 def load_vfm(
