@@ -2,20 +2,18 @@
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from commands_kit import parsed_line
 
-from llava_integration.commands import COMMANDS
 from llava_integration.models.assemble import assemble
-from vst import VSTEncoder, cli
+from vst import VSTEncoder
 from vst.demo.config import DemoConfig
 from vst.demo.results import demo_results
 from vst.demo.tables import demo_markdown, score_rows
 from vst.fit.config import FitConfig
 from vst.measure.tables import timings_markdown
-from vst.parsing import parse
 from vst.protocol.findings import findings
 from vst.protocol.report import row_place
 from vst.protocol.tables import score_tables
@@ -67,23 +65,7 @@ def test_the_language_model(tree_of, lm, pictures, tmp_path, monkeypatch):
 @pytest.mark.parametrize("line", LINES)
 def test_command_lines_parse(line, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = shlex.split(line, comments=True)
-    if "train/stitch.py" in words:
-        assert parse(cli.COMMANDS, ["fit", *words[words.index("train/stitch.py") + 1 :]])
-    elif "train/mllm.py" in words:
-        assert parse(COMMANDS, ["train", *words[words.index("train/mllm.py") + 1 :]])
-    elif "eval/lmms.py" in words:
-        assert parse(COMMANDS, ["evaluate", *words[words.index("eval/lmms.py") + 1 :]])
-    elif "llava_integration" in words and "." in words[words.index("llava_integration") + 1]:
-        assert words[words.index("llava_integration") + 1].startswith("llava.train.")  # a host's module: its options
-    elif "eval/sweep.py" in words:
-        assert parse(cli.COMMANDS, ["protocol", *words[words.index("eval/sweep.py") + 1 :]])
-    elif words[:3] == ["python", "-m", "llava_integration"]:
-        assert parse(COMMANDS, words[3:])
-    else:
-        at = words.index("vst")
-        assert words[:at] in ([], ["torchrun", "--nproc_per_node", "2", "-m"])
-        assert parse(cli.COMMANDS, words[at + 1 :])
+    assert parsed_line(line)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/results/performance").glob("*.json")), ids=lambda p: p.stem)
