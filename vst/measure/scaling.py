@@ -11,7 +11,7 @@ from vst.fit.config import FitConfig
 from vst.fit.matching import Matcher
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for
-from vst.measure.latency import median_interval, rounds, summary
+from vst.measure.latency import latency_of, median_interval, timed_rounds
 from vst.measure.throughput import Batch, FitStep
 from vst.measure.untrained import untrained_teacher
 from vst.tree.encoder import VSTEncoder
@@ -71,13 +71,15 @@ def measure_scaling(
         branch.tail.checkpointing = checkpointing
     try:
         show = show_progress and main
-        times = rounds({"one": one, "every": every}, repeats=repeats, device=device, show_progress=show, title="steps")
+        times = timed_rounds(
+            {"one": one, "every": every}, repeats=repeats, device=device, show_progress=show, title="steps"
+        )
     finally:
         for branch in tree.branches.values():
             branch.tail.checkpointing = False
     rows = []
     for name, processes in (("one", 1), ("every", world)):
-        found = summary(times[name], times["one"])
+        found = latency_of(times[name], times["one"])
         speed = batch_size / found.median_ms * 1e3
         rows.append({"processes": processes, "pictures_per_s": speed, **found.to_dict()})
     ups = [a / b for a, b in zip(times["one"], times["every"], strict=True)]

@@ -71,7 +71,7 @@ class FullEncoders(nn.Module):
         A model that is there twice (the control of doubled tokens) runs once for the same pixels.
         """
         made: dict[str, Tensor] = {}
-        same = self.same(pixels)
+        same = self.same_tokens(pixels)
         for name in dict.fromkeys(same.values()):
             model = self.models[name]
             with schedule.fork(name, pixels[name]):
@@ -79,7 +79,7 @@ class FullEncoders(nn.Module):
         schedule.join(*made.values())
         return {name: made[first] for name, first in same.items()}
 
-    def same(self, pixels: Mapping[str, Tensor]) -> dict[str, str]:
+    def same_tokens(self, pixels: Mapping[str, Tensor]) -> dict[str, str]:
         """By name, the first of the models that gives the same tokens: mostly itself."""
         first: dict[tuple[VFMSpec, int], str] = {}
         return {name: first.setdefault((m.spec, id(pixels[name])), name) for name, m in self.models.items()}

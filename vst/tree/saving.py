@@ -115,14 +115,14 @@ class OnDisk(nn.Module):
         if (folder / WEIGHTS).is_file():
             tree = cls.skeleton(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items()}
-            tree.load_state_dict(_read(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
+            tree.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
             for module in tree.modules():
                 if isinstance(module, VFM):
                     module.materialise()
         elif (folder / STITCHES).is_file():
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
-            tree.load_state_dict(_read(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
+            tree.load_state_dict(_read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
             tree = tree if dtype is None else tree.to(dtype)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
@@ -165,7 +165,7 @@ def _from_hub(repo_id: str, revision: str | None, files: list[str]) -> Path:
         ) from error
 
 
-def _read(
+def _read_tensors(
     path: Path, wanted: dict[str, torch.Size], possible: dict[str, torch.Size], dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """Tensors of a file that must hold all that is wanted and nothing beyond what is possible."""
