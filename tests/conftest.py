@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageFile
 
 from vst import VSTEncoder
+from vst.models import checkpoints
 
 FAMILIES = ("clip", "siglip", "dinov2", "dinov2_registers", "dinov3")
 
@@ -41,6 +42,12 @@ def _model(family, width, depth, heads, grid):
 def pillow_as_it_comes(monkeypatch):
     """lmms-eval lets truncated pictures through in the whole process once it is imported."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_described():
+    """Tests give a library's name other models, where a process takes it for one and describes it once."""
+    checkpoints._DESCRIBED.clear()
 
 
 @pytest.fixture(scope="session")

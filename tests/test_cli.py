@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands_kit import parsed_config
 
-import llava_integration.commands as llava
 from vst import cli
-from vst.parsing import parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,18 +100,7 @@ def test_fit_then_latency_then_inspect(tiny, picture_folder, tmp_path, capsys):
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_config_parses(file):
     """No typo in a shipped config: it parses as options of the command that it is for."""
-    kind = file.parent.relative_to(ROOT / "configs").as_posix()
-    name = {"stitch": "fit", "trees": "latency", "demo": "demo", "llava/demo": "demo"}.get(kind, "train")
-    by_file = {"sweep": "sweep", "pretrain": "train", "finetune": "train", "protocol": "protocol"}
-    name = by_file.get(file.stem.partition("-")[0] if kind in ("stitch", "llava/demo", "llava") else "", name)
-    more = ["--images", "pictures", "--out", "runs/x"] if name == "fit" else []
-    files = ["--config", str(file)]
-    if file.parent.name in ("towers", "llms"):  # parts, for a whole config
-        files = ["--config", str(file.parents[1] / "pretrain.yaml"), *files]
-    if file.stem == "protocol-offline":  # more tasks, for the protocol
-        files = ["--config", str(file.parent / "protocol.yaml"), *files]
-    functions = llava.COMMANDS if kind.startswith("llava") else cli.COMMANDS
-    assert parse(functions, [name, *files, *more])[name]
+    assert parsed_config(file, ROOT / "configs")
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "train").glob("*.py")) + sorted((ROOT / "eval").glob("*.py")))

@@ -1,6 +1,7 @@
 """What README and docs show is so: their Python runs, their commands parse, their links and files are there."""
 
 import re
+<<<<<<< HEAD
 import runpy
 import shlex
 import sys
@@ -22,6 +23,26 @@ from vst.protocol.chains import STAGES
 from vst.protocol.tasks import TASKS
 from vst.tree.fusion import FUSIONS
 from vst.tree.stitch import STITCHES
+=======
+from pathlib import Path
+
+import pytest
+from commands_kit import parsed_line
+
+from llava_integration.models.assemble import assemble
+from vst import VSTEncoder
+from vst.demo.config import DemoConfig
+from vst.demo.results import demo_results
+from vst.demo.tables import demo_markdown, score_rows
+from vst.fit.config import FitConfig
+from vst.measure.tables import timings_markdown
+from vst.protocol.findings import findings
+from vst.protocol.report import row_place
+from vst.protocol.tables import score_tables
+from vst.results.folders import read_json
+from vst.results.tables import markdown
+from vst.trunk.report import trunk_rows
+>>>>>>> 9f5a02bdcee450c787d8169943893d4bb695aebc
 
 SCRIPTS = {
     "train/stitch.py": (cli.COMMANDS, "fit"),
@@ -117,8 +138,12 @@ def test_all_python_is_run():
 @pytest.mark.parametrize(("page", "line"), LINES)
 def test_command_lines_parse(page, line, monkeypatch):
     monkeypatch.chdir(ROOT)
+<<<<<<< HEAD
     words = shlex.split(line, comments=True)
     assert check_command(words) or words[-1] == "..."
+=======
+    assert parsed_line(line)
+>>>>>>> 9f5a02bdcee450c787d8169943893d4bb695aebc
 
 
 @pytest.mark.parametrize(("page", "line"), INLINE)

@@ -96,11 +96,11 @@ def latency(
         vst latency --path runs/demo/tree
         vst latency --path runs/demo/tree --batch_size '[1,8]' --dtype '[float32,bfloat16]' --out runs/latency
         vst latency --tree.trunk dinov2-l --tree.branches '[clip-l-336]' --tree.splits '[6,14,22]' \\
-            --tree.image_size 336 --tree.pretrained false
+            --tree.image_size 336
 
     Args:
-        path: folder of a saved tree; or give tree.
-        tree: a tree to build.
+        path: folder or hub id of a saved tree, whose config alone is read; or give tree.
+        tree: a tree to plan; weights are random either way, since time does not depend on them.
         batch_size: pictures a call, one number or several.
         repeats: counted rounds.
         device: auto, cpu or cuda.
@@ -116,7 +116,7 @@ def latency(
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
     config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, execution)
-    where, model = usable_device(device), _tree(path, tree)
+    where, model = usable_device(device), _untrained(path, tree)
     rows = benchmark(model, config, where, out, resume=resume, overwrite=overwrite)
     for kind, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows):
         latency_table([r for r in rows if (r["dtype"], r["batch_size"]) == (kind, batch)])
@@ -145,8 +145,8 @@ def throughput(
         torchrun --nproc_per_node 2 -m vst throughput --path runs/demo/tree
 
     Args:
-        path: folder of a saved tree; or give tree.
-        tree: a tree to build; random weights are enough.
+        path: folder or hub id of a saved tree, whose config alone is read; or give tree.
+        tree: a tree to plan; weights are random either way, since time does not depend on them.
         batch_size: pictures a step, of all processes together.
         repeats: counted rounds; in each every way takes one step.
         device: auto, cpu or cuda (under torchrun: cuda where there is one).
@@ -169,7 +169,7 @@ def throughput(
         check_division(batch_size, processes)
         if cache is not None or (where == "cpu" and torch.cuda.is_available()):
             raise ValueError("Under torchrun there is no cache to measure, and a GPU is used where there is one.")
-    model = _tree(path, tree)
+    model = _untrained(path, tree)
     options = {"batch_size": batch_size, "repeats": repeats, "checkpointing": checkpointing}
     run = None
     if out is not None and main:
@@ -188,10 +188,14 @@ def throughput(
         run.finish(results)
 
 
-def _tree(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
+def _untrained(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
+    """A tree to time, with random weights."""
+    from vst.measure.untrained import untrained_tree
+    from vst.tree.saving import read_config
+
     if (path is None) == (tree is None):
         raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
-    return VSTEncoder.from_pretrained(path) if tree is None else VSTEncoder.from_args(tree)  # type: ignore[arg-type]
+    return untrained_tree(read_config(path)[1] if path is not None else tree.plan())  # type: ignore[union-attr]
 
 
 def demo(

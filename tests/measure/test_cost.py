@@ -11,7 +11,7 @@ from conftest import FAMILIES
 from vst import VSTConfig
 from vst.measure import benchmark as bench
 from vst.measure.benchmark import BenchmarkConfig, benchmark
-from vst.measure.cost import block_figure, counted_flops, full_cost, model_cost, tree_cost, weights_bytes
+from vst.measure.cost import counted_flops, extra_blocks, full_cost, model_cost, tree_cost, weights_bytes
 from vst.measure.latency import measure, measure_tree, median_interval
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
@@ -38,14 +38,14 @@ def large_tree(branches, splits, stitch="mlp"):
 def test_the_papers_block_figures():
     """Two 24-block models read at the last block but one; four of them: 300 % extra fall to 117 %, 54.3 % remain."""
     two, four = large_tree(1, [14, 22]), large_tree(3, [14])
-    assert 100 * block_figure(two, 22) == pytest.approx(100 / 23)
-    assert round(100 * block_figure(two, 22), 1) == 4.3
-    assert round(100 * block_figure(two, 14), 1) == 39.1
-    assert round(100 * block_figure(four, 14)) == 117
-    assert round(100 * (1 + block_figure(four, 14)) / 4, 1) == 54.3
+    assert 100 * extra_blocks(two, 22) == pytest.approx(100 / 23)
+    assert round(100 * extra_blocks(two, 22), 1) == 4.3
+    assert round(100 * extra_blocks(two, 14), 1) == 39.1
+    assert round(100 * extra_blocks(four, 14)) == 117
+    assert round(100 * (1 + extra_blocks(four, 14)) / 4, 1) == 54.3
     # with the d -> d -> d mlp, a sixth of a block: 5.1 % and 39.9 %
-    assert round(100 * block_figure(two, 22, stitch=True), 1) == 5.1
-    assert round(100 * block_figure(two, 14, stitch=True), 1) == 39.9
+    assert round(100 * extra_blocks(two, 22, stitch=True), 1) == 5.1
+    assert round(100 * extra_blocks(two, 14, stitch=True), 1) == 39.9
 
 
 def test_one_block_by_hand():

@@ -14,7 +14,7 @@ from vst.fit.matching import Matcher, Teacher
 from vst.measure.cost import fit_flops, tree_cost
 from vst.measure.inspect import inspect_tree
 from vst.measure.scaling import check_division, measure_scaling
-from vst.measure.throughput import Batch, FitStep, measure_fit, measure_ridge, pays_from
+from vst.measure.throughput import Batch, FitStep, first_paying_epoch, measure_fit, measure_ridge
 from vst.tree.stitches import STITCHES
 
 
@@ -127,7 +127,7 @@ class _Blind:
     [(1.1, 0.8, 2), (1.0, 0.9, 2), (1.25, 0.8, 3), (1.55, 0.9, 7), (0.99, 0.9, 2), (1.1, 1.0, None), (0.99, 1.0, None)],
 )
 def test_the_epoch_from_which_a_cache_pays(writing, reading, epoch):
-    assert pays_from(writing, reading) == epoch
+    assert first_paying_epoch(writing, reading) == epoch
     if epoch is not None:  # by going through the epochs
         passed = [n for n in range(1, 99) if max(writing, 1) + (n - 1) * reading < n - 1e-9]
         assert passed[0] == epoch

@@ -92,4 +92,4 @@ def test_open_clip_errors(architectures, monkeypatch):
         load_vfm("open_clip:ViT-B-16/dfn2b")
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(RuntimeError, match=r'pip install "vfm-stitch-tree\[hub\]"'):
-        describe("open_clip:tiny-clip")
+        describe("open_clip:tiny-clip/mine")

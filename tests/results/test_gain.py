@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vst.data.probes import score_of_counts
-from vst.results.gain import bootstrap_share, share_of_gain
+from vst.results.gain import bootstrap_share_of_gain, share_of_gain
 
 
 class TestGain:
@@ -68,7 +68,7 @@ class TestBootstrap:
     def test_the_interval_of_a_gain_is_that_of_its_standard_error(self):
         rng = np.random.default_rng(0)
         one, full, tower = (answers(rng, 4000, p) for p in (0.5, 0.7, 0.6))
-        found = bootstrap_share([tower], [one], [full], accuracy)
+        found = bootstrap_share_of_gain([tower], [one], [full], accuracy)
         right = [c[:, 0].sum(1) for c in (one, full, tower)]
         difference = right[1] - right[0]
         assert found.gain == pytest.approx(difference.mean())
@@ -82,7 +82,7 @@ class TestBootstrap:
     def test_draws_are_those_of_a_naive_bootstrap(self, score):
         rng = np.random.default_rng(1)
         towers = [[answers(rng, 60, p), answers(rng, 40, p)] for p in (0.75, 0.6, 0.9)]
-        found = bootstrap_share(*towers, score, draws=300, seed=5)
+        found = bootstrap_share_of_gain(*towers, score, draws=300, seed=5)
         rng, gains, shares = np.random.default_rng(5), [], []
         weights = [rng.multinomial(n, [1 / n] * n, size=300) for n in (60, 40)]
         for draw in range(300):
@@ -99,15 +99,15 @@ class TestBootstrap:
         """Towers that differ on no picture have no uncertain difference, however uncertain their scores."""
         rng = np.random.default_rng(2)
         one, full = answers(rng, 50, 0.3), answers(rng, 50, 0.9)
-        found = bootstrap_share([full], [one], [full], accuracy)
+        found = bootstrap_share_of_gain([full], [one], [full], accuracy)
         assert (found.share, found.low, found.high) == (1, 1, 1)
-        zero = bootstrap_share([one], [one], [full], accuracy)
+        zero = bootstrap_share_of_gain([one], [one], [full], accuracy)
         assert (zero.share, zero.low, zero.high) == (0, 0, 0)
 
     def test_no_share_of_a_gain_that_reaches_zero(self):
         rng = np.random.default_rng(3)
         one, full = answers(rng, 40, 0.6), answers(rng, 40, 0.62)
-        found = bootstrap_share([full], [one], [full], accuracy)
+        found = bootstrap_share_of_gain([full], [one], [full], accuracy)
         assert found.gain_low <= 0
         assert (found.share, found.low, found.high) == (None, None, None)
         assert "not distinguishable from zero" in str(found)
@@ -115,4 +115,4 @@ class TestBootstrap:
     def test_pictures_must_meet(self):
         rng = np.random.default_rng(4)
         with pytest.raises(ValueError, match="expected the same pictures"):
-            bootstrap_share([answers(rng, 5, 0.5)], [answers(rng, 6, 0.5)], [answers(rng, 5, 0.5)], accuracy)
+            bootstrap_share_of_gain([answers(rng, 5, 0.5)], [answers(rng, 6, 0.5)], [answers(rng, 5, 0.5)], accuracy)

@@ -90,11 +90,11 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
             raise UnreadableImage("is a folder" if path.is_dir() else "is no file" if path.exists() else "is missing")
         if path.stat().st_size == 0:
             raise UnreadableImage("is empty (0 bytes)")
-        return opened(path, max_pixels)
+        return decode_file(path, max_pixels)
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from error.__cause__
     except OSError as error:
-        raise UnreadableImage(f"cannot be read ({why(error)})", path) from error
+        raise UnreadableImage(f"cannot be read ({reason_of(error)})", path) from error
 
 
 def cut(image: Image.Image, how: str, background: Colour = (255, 255, 255)) -> Image.Image:
@@ -189,39 +189,51 @@ def _check_cut(how: str) -> None:
         raise ValueError(f"The cut is {how!r}, but must be one of {', '.join(CUTS)}.")
 
 
-def opened(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
-    """Open and decode a file or its bytes; raises UnreadableImage."""
+def decode_file(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
+    """Open and decode a file or the bytes of one.
+
+    Raises:
+        UnreadableImage: it is no picture, damaged or too large.
+    """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return decoded(image, max_pixels)
+            return decode_opened(image, max_pixels)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage(f"is no picture of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's decoders raise many types on damaged headers
-        raise UnreadableImage(f"cannot be opened ({why(error)})") from error
+        raise UnreadableImage(f"cannot be opened ({reason_of(error)})") from error
 
 
-def why(error: Exception) -> str:
-    """What went wrong, without paths."""
+def reason_of(error: Exception) -> str:
+    """What an error says went wrong, without the path that it may name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__  # strerror leaves out the path
 
 
-def decoded(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Decode an opened picture after a look at its size; raises UnreadableImage."""
+def decode_opened(image: Image.Image, max_pixels: int) -> Image.Image:
+    """Decode a picture that Pillow has opened, after a look at its size.
+
+    Raises:
+        UnreadableImage: it is damaged or too large.
+    """
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         raise UnreadableImage(f"has {width} x {height} pixels, where 1 to {max_pixels:,} are allowed")
     try:
         image.load()
     except Exception as error:  # as above, for damaged data
-        raise UnreadableImage(f"cannot be decoded ({why(error)})") from error
+        raise UnreadableImage(f"cannot be decoded ({reason_of(error)})") from error
     return image
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """:func:`to_rgb` with what can go wrong as UnreadableImage."""
+    """A picture upright and in RGB, as :func:`to_rgb` makes it.
+
+    Raises:
+        UnreadableImage: its data cannot be decoded or its mode not be converted.
+    """
     try:
         return to_rgb(image)
     except (OSError, ValueError) as error:
-        raise UnreadableImage(f"cannot be made RGB ({why(error)})") from error
+        raise UnreadableImage(f"cannot be made RGB ({reason_of(error)})") from error

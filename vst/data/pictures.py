@@ -22,11 +22,11 @@ from vst.data.images import (
     ImageTransform,
     UnreadableImage,
     cut,
-    decoded,
+    decode_file,
+    decode_opened,
     in_rgb,
     open_image,
-    opened,
-    why,
+    reason_of,
 )
 
 
@@ -219,10 +219,10 @@ class _Table:
         if value is None:
             raise UnreadableImage("is missing (None)")
         if not isinstance(value, Mapping):
-            return decoded(_image_in(value, f"Column {self.column!r} of row {index}"), self.max_pixels)
+            return decode_opened(_image_in(value, f"Column {self.column!r} of row {index}"), self.max_pixels)
         if value.get("bytes") is None:
             return open_image(value.get("path") or "", self.max_pixels)
-        return opened(io.BytesIO(value["bytes"]), self.max_pixels)
+        return decode_file(io.BytesIO(value["bytes"]), self.max_pixels)
 
     def identity(self, length: int) -> Iterator[bytes]:
         yield self.id.encode()
@@ -241,7 +241,7 @@ class _Items:
         pictures: list[Image.Image | UnreadableImage] = []
         for index, item in enumerate(items):
             try:
-                pictures.append(decoded(_image_in(item, f"Item {index} of the source"), max_pixels))
+                pictures.append(decode_opened(_image_in(item, f"Item {index} of the source"), max_pixels))
             except UnreadableImage as error:
                 pictures.append(error)
         return cls(pictures, max_pixels)
@@ -256,10 +256,10 @@ class _Items:
         try:
             item = self.items[index]
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what a loader meets in a bad file
-            raise UnreadableImage(f"cannot be read ({why(error)})") from error
+            raise UnreadableImage(f"cannot be read ({reason_of(error)})") from error
         if isinstance(item, UnreadableImage):
             raise item
-        return decoded(_image_in(item, f"Item {index} of the source"), self.max_pixels)
+        return decode_opened(_image_in(item, f"Item {index} of the source"), self.max_pixels)
 
     def identity(self, length: int) -> Iterator[bytes]:
         for index in range(length):

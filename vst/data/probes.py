@@ -1,4 +1,4 @@
-"""Tasks that tell what features are good for: classification of pooled patch tokens, segmentation of patch tokens."""
+"""Probes: linear classifiers of frozen features, of a picture by its pooled tokens or of its pixels by every token."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 IGNORED = -1
 """Label of a mask's pixels that count neither in the loss nor in the score."""
 KINDS = ("classification", "segmentation")
+"""What is predicted: one class for a picture, or one for each of its pixels."""
 
 
 @dataclass(frozen=True)

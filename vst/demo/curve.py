@@ -10,7 +10,7 @@ from typing import Any
 from vst.demo.config import MODELS
 from vst.demo.results import TITLES
 from vst.demo.tables import gain_text
-from vst.measure.latency import ALL
+from vst.measure.latency import ALL_IN_FULL
 from vst.results.folders import atomic_path
 
 Row = Mapping[str, Any]
@@ -36,7 +36,7 @@ def share_plot(results: Row, path: str | Path) -> None:
 
     figure, panels = plt.subplots(1, len(TITLES), figsize=(5.6 * len(TITLES), 4.9), dpi=140)
     for axes, (task, title) in zip(panels, TITLES.items(), strict=True):
-        full = next(r for r in results["towers"] if r["name"] == ALL)["share"][task]
+        full = next(r for r in results["towers"] if r["name"] == ALL_IN_FULL)["share"][task]
         if full["share"] is None:
             _scores(axes, results, task)
         else:
@@ -81,11 +81,11 @@ def _shares(axes: Any, results: Row, task: str) -> None:
         _line(axes, rows, y, (down, up), i, objective)
     trunk, better = f"{results['trunk']} alone", results["better"][task]
     for r in results["towers"]:
-        if r["name"] in (trunk, better, ALL):
+        if r["name"] in (trunk, better, ALL_IN_FULL):
             place, right = (100 * r["extra_flops"], 100 * r["share"][task]["share"]), r["extra_flops"] > 0.5
             axes.plot(*place, "D", color="#333333", ms=6)
             axes.annotate(
-                "both in full" if r["name"] == ALL else r["name"], place, textcoords="offset points",
+                "both in full" if r["name"] == ALL_IN_FULL else r["name"], place, textcoords="offset points",
                 xytext=(-6, 8) if right else (8, -11), fontsize=8, ha="right" if right else "left",
             )  # fmt: skip
     if better == trunk:  # the paper's one model is the trunk, too
@@ -104,7 +104,7 @@ def _scores(axes: Any, results: Row, task: str) -> None:
         y = [100 * statistics.mean(v) for v in values]
         deviation = [100 * statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
         _line(axes, rows, y, (deviation, deviation), i, objective)
-    styles = {ALL: "-", f"{results['trunk']} alone": "--", f"{results['branch']} alone": ":"}
+    styles = {ALL_IN_FULL: "-", f"{results['trunk']} alone": "--", f"{results['branch']} alone": ":"}
     for r in results["towers"]:
         if r["name"] in styles:
             own = statistics.mean(r["tasks"][task].values())

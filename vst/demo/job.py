@@ -27,7 +27,7 @@ from vst.demo.results import demo_results, pack
 from vst.demo.tables import scores_line, show_results
 from vst.fit.loop import fit_stitches
 from vst.fit.objectives import OBJECTIVES
-from vst.measure.latency import ALL, measure_tree
+from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
 from vst.results.feature_maps import pca_maps
 from vst.results.folders import Run, read_json
@@ -154,7 +154,7 @@ class _Job:
             return
         encoded, tasks = self.encoded(seed), self.division(seed).tasks
         trunk, branch = self.config.trunk, self.config.branch
-        names = {f"{trunk} alone": [trunk], f"{branch} alone": [branch], ALL: [trunk, branch]}
+        names = {f"{trunk} alone": [trunk], f"{branch} alone": [branch], ALL_IN_FULL: [trunk, branch]}
         towers: dict[str, Any] = {}
         for tower in track(names, f"seed {seed}: probes of the models", len(names)):
             parts = {at: [e["own"][n] for n in names[tower]] for at, e in encoded.items()}

@@ -13,7 +13,7 @@ from vst.demo.config import MODELS
 from vst.demo.division import SCENES, TaskData
 from vst.demo.results import unpack
 from vst.demo.tables import STITCH_NOTE, cost_rows, detail_rows, error_rows, notes, score_rows
-from vst.measure.latency import ALL
+from vst.measure.latency import ALL_IN_FULL
 from vst.results.folders import Run, atomic_path
 from vst.results.page import STYLE, data_url, html_table, png
 
@@ -87,7 +87,7 @@ numbers of this pair say nothing about larger models, photographs or language mo
 
 def _finding(results: Mapping[str, Any]) -> str:
     """What the numbers of the scenes say, in a sentence."""
-    full = next(r for r in results["towers"] if r["name"] == ALL)["share"][SCENES]
+    full = next(r for r in results["towers"] if r["name"] == ALL_IN_FULL)["share"][SCENES]
     if full["share"] is None:
         return "On the scenes, the gain of both models over one cannot be told from zero in this run."
     splits = [r for r in results["towers"] if r["kind"] == "split" and r["objective"] == results["objective"]]
@@ -109,7 +109,7 @@ def _predicted(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
     names = sorted(trees, key=lambda name: int(name.removeprefix("VST-")))
     middle, deep = names[(len(names) - 1) // 2], names[-1]
     alone = f"{results['trunk']} alone"
-    chosen = {alone: models[alone], deep: trees[deep], middle: trees[middle], "both in full": models[ALL]}
+    chosen = {alone: models[alone], deep: trees[deep], middle: trees[middle], "both in full": models[ALL_IN_FULL]}
     return {name: unpack(tower[SCENES]["masks"]) for name, tower in chosen.items()}
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from vst.data.probes import score_of_counts
 from vst.demo.config import MODELS, DemoConfig
 from vst.demo.division import SCENES, SUBCATEGORIES
-from vst.measure.cost import block_figure
-from vst.measure.latency import ALL
-from vst.results.gain import bootstrap_share
+from vst.measure.cost import extra_blocks
+from vst.measure.latency import ALL_IN_FULL
+from vst.results.gain import bootstrap_share_of_gain
 from vst.tree.config import VSTConfig
 
 Row = Mapping[str, Any]
@@ -70,11 +70,11 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
             means = [statistics.mean(values) for values in zip(*(s.values() for s in scores.values()), strict=True)]
             tower = {**cost, "name": name, "objective": objective, "tasks": scores}
             tower |= {"accuracy": statistics.mean(means), "accuracy_spread": _spread(means)}
-            tower["share"] = {t: _share(own, by_tower[better[t]], by_tower[ALL], t) for t in KINDS}
+            tower["share"] = {t: _share(own, by_tower[better[t]], by_tower[ALL_IN_FULL], t) for t in KINDS}
             tower["detail"] = _detail([unpack(x[SCENES]["counts"]) for x in own])
             tower |= _over_trunk(cost, costs[trunk])
             if objective is not None:
-                tower["extra_blocks"] = block_figure(tree, cost["split"])
+                tower["extra_blocks"] = extra_blocks(tree, cost["split"])
                 reports = [x for f in fits if f["objective"] == objective for x in f["reports"]]
                 at = [x for x in reports if x["split"] == cost["split"]]
                 tower["final_error"] = statistics.mean(x["final"]["error"] for x in at)
@@ -110,7 +110,7 @@ def _spread(values: Sequence[float]) -> float | None:
 
 def _share(own: Sequence[Row], one: Sequence[Row], full: Sequence[Row], task: str) -> dict[str, Any]:
     tower, least, most = ([unpack(r[task]["counts"]) for r in part] for part in (own, one, full))
-    share = bootstrap_share(tower, least, most, partial(score_of_counts, kind=KINDS[task]))
+    share = bootstrap_share_of_gain(tower, least, most, partial(score_of_counts, kind=KINDS[task]))
     return {**asdict(share), "text": str(share)}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vst.demo.division import SCENES
 from vst.demo.results import TITLES
-from vst.measure.latency import ALL
+from vst.measure.latency import ALL_IN_FULL
 from vst.results.tables import markdown, spread, table
 
 Results = Mapping[str, Any]
@@ -56,7 +56,7 @@ def cost_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 def _kept(results: Results, row: Results, task: str) -> str:
     """Share of the gain; the gain itself in the row of all models in full, nothing in that of the one compared with."""
     share = row["share"][task]
-    if row["name"] == ALL:
+    if row["name"] == ALL_IN_FULL:
         return gain_text(share)
     if row["name"] == results["better"][task]:
         return "0 %"

@@ -47,7 +47,7 @@ def model_cost(spec: VFMSpec, grid: int, stop: int, *, norm: bool = False) -> Co
     patches = grid**2
     with torch.device("meta"):
         model = VFM(spec, grid, stop=stop, norm=norm)
-    return Cost(spec.stem_macs(patches) + stop * spec.block_macs(patches), 0, 0, _size(model))
+    return Cost(spec.stem_macs(patches) + stop * spec.block_macs(patches), 0, 0, _count_numbers(model))
 
 
 def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -> Cost:
@@ -61,17 +61,19 @@ def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -
     trunk = config.trunk.stem_macs(patches) + depth * config.trunk.block_macs(patches)
     tree = VSTEncoder.skeleton(config)
     stitches = tails = 0
-    parameters = sum(_size(m) for n, m in tree.trunk.named_children() if n != "blocks")
+    parameters = sum(_count_numbers(m) for n, m in tree.trunk.named_children() if n != "blocks")
     parameters += sum(p.numel() for n, p in tree.trunk.named_parameters(recurse=False))
     held = max([depth, *(s for s in chosen.values())])
-    parameters += sum(_size(b) for i, b in tree.trunk.blocks.items() if int(i) < held)
+    parameters += sum(_count_numbers(b) for i, b in tree.trunk.blocks.items() if int(i) < held)
     for b in config.branches:
         split_b, branch = chosen[b.name], tree.branches[b.name]
         stitch = branch.stitches[str(split_b)]
         stitches += stitch.macs(patches)
         tails += (b.stop - b.enter(split_b)) * b.spec.block_macs(patches)
-        parameters += _size(branch.tail.norm) if branch.tail.norm is not None else 0
-        parameters += _size(stitch) + sum(_size(m) for i, m in branch.tail.blocks.items() if int(i) >= b.enter(split_b))
+        parameters += _count_numbers(branch.tail.norm) if branch.tail.norm is not None else 0
+        parameters += _count_numbers(stitch) + sum(
+            _count_numbers(m) for i, m in branch.tail.blocks.items() if int(i) >= b.enter(split_b)
+        )
     return Cost(trunk, stitches, tails, parameters)
 
 
@@ -111,7 +113,7 @@ def fit_flops(config: VSTConfig, splits: Sequence[int] | None = None, *, cached:
     return 2 * macs
 
 
-def block_figure(config: VSTConfig, split: int | Mapping[str, int] | None = None, *, stitch: bool = False) -> float:
+def extra_blocks(config: VSTConfig, split: int | Mapping[str, int] | None = None, *, stitch: bool = False) -> float:
     """The paper's figure: what the branches add, in units of the trunk model alone, counting equal blocks.
 
     Without ``stitch`` a branch adds its own blocks over the trunk's, ``(23 - n) / 23`` for two 24-block models read
@@ -119,10 +121,10 @@ def block_figure(config: VSTConfig, split: int | Mapping[str, int] | None = None
     """
     chosen = config.resolve(split)
     tree = VSTEncoder.skeleton(config)
-    return sum(_blocks(b, chosen[b.name], tree, stitch) for b in config.branches) / config.trunk_stop
+    return sum(_branch_blocks(b, chosen[b.name], tree, stitch) for b in config.branches) / config.trunk_stop
 
 
-def _blocks(b: BranchConfig, split: int, tree: VSTEncoder, stitch: bool) -> float:
+def _branch_blocks(b: BranchConfig, split: int, tree: VSTEncoder, stitch: bool) -> float:
     blocks = float(b.stop - b.enter(split))
     if stitch:  # one token's MACs: a map's weights, or an adapted block's
         layer = tree.branches[b.name].stitches[str(split)]
@@ -162,7 +164,8 @@ def activation_bytes(config: VSTConfig, batch: int = 1, dtype: torch.dtype = tor
     return batch * max(sizes) * dtype.itemsize
 
 
-def _size(module: nn.Module) -> int:
+def _count_numbers(module: nn.Module) -> int:
+    """Parameters of a module, and the buffers that are saved with it."""
     return sum(p.numel() for p in module.parameters()) + sum(
         b.numel() for n, b in module.named_buffers() if not n.endswith(("rope", "k_bias"))
     )

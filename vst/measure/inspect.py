@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vst.measure.cost import activation_bytes, block_figure, fit_flops, full_cost, tree_cost, weights_bytes
+from vst.measure.cost import activation_bytes, extra_blocks, fit_flops, full_cost, tree_cost, weights_bytes
 from vst.results.tables import table
 from vst.tree.config import VSTConfig
 
@@ -47,8 +47,8 @@ def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
                 label + (" (default)" if split == default else ""),
                 f"{cost.flops / 1e9:.2f}",
                 cost.flops / whole.flops,
-                f"{100 * block_figure(config, split):.1f} %",
-                f"{100 * block_figure(config, split, stitch=True):.1f} %",
+                f"{100 * extra_blocks(config, split):.1f} %",
+                f"{100 * extra_blocks(config, split, stitch=True):.1f} %",
                 f"{cost.parameters / 1e6:.1f}",
                 f"{weights_bytes(config, split, dtype) / 1e6:.0f}",
             )

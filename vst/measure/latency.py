@@ -23,7 +23,8 @@ from vst.results.progress import progress
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
 
-ALL = "all in full"
+ALL_IN_FULL = "all in full"
+"""Name of the tower of every model in full, one after another: the reference of all ratios."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ def measure(
     """
     if reference not in candidates:
         raise ValueError(f"reference is {reference!r}; expected one of {list(candidates)}.")
-    times = rounds(candidates, repeats=repeats, warmup=warmup, device=device, show_progress=show_progress)
-    return {name: summary(own, times[reference]) for name, own in times.items()}
+    times = timed_rounds(candidates, repeats=repeats, warmup=warmup, device=device, show_progress=show_progress)
+    return {name: latency_of(own, times[reference]) for name, own in times.items()}
 
 
-def rounds(
+def timed_rounds(
     candidates: Mapping[str, Callable[[], Any]],
     *,
     repeats: int = 15,
@@ -91,7 +92,7 @@ def rounds(
     show_progress: bool = False,
     title: str = "latency",
 ) -> dict[str, list[float]]:
-    """The times behind :func:`measure`, in milliseconds, round by round.
+    """Call every candidate once a round: the times behind :func:`measure`, in milliseconds, round by round.
 
     Raises:
         ValueError: there is nothing to repeat.
@@ -114,7 +115,7 @@ def rounds(
     return times
 
 
-def summary(times: list[float], reference: list[float]) -> Latency:
+def latency_of(times: list[float], reference: list[float]) -> Latency:
     """Medians and spreads of times (ms) and of their ratios to the reference's times of the same rounds."""
     ratios = [t / r for t, r in zip(times, reference, strict=True)]
     (low, mid, high), (rlow, rmid, rhigh) = _quartiles(times), _quartiles(ratios)
@@ -186,48 +187,48 @@ def measure_tree(
     same = weight.dtype == dtype and weight.device.type == torch.device(device).type
     model = tree if same else copy.deepcopy(tree).to(device, dtype)  # the caller's tree keeps its device and dtype
     pixels = torch.randn(batch_size, 3, config.image_size, config.image_size, device=device, dtype=dtype)
-    each = {
+    own_pixels = {
         n: torch.randn(batch_size, 3, m.image_size, m.image_size, device=device, dtype=dtype)
         for n, m in full.models.items()
     }
-    singles = {n: FullEncoders(config, {n: full.models[n]}) for n in full.models}
-    towers = {ALL: partial(_call, full, "eager", each)}
+    makers = {ALL_IN_FULL: partial(_make_call, full, "eager", own_pixels)}
     if execution != "eager":
-        towers[f"{ALL}, {execution}"] = partial(_call, full, execution, each)
-    for n, single in singles.items():
-        towers[f"{n} alone"] = partial(_call, single, execution, {n: each[n]})
+        makers[f"{ALL_IN_FULL}, {execution}"] = partial(_make_call, full, execution, own_pixels)
+    for n, m in full.models.items():
+        single = FullEncoders(config, {n: m})
+        makers[f"{n} alone"] = partial(_make_call, single, execution, {n: own_pixels[n]})
     for label, s in config.choices().items():
-        towers[label] = partial(_call, model, execution, pixels, split=s)
-    calls = {name: made() for name, made in towers.items()}
-    spent = rounds(calls, repeats=repeats, device=device, show_progress=show_progress)
-    times = {name: summary(own, spent[ALL]) for name, own in spent.items()}
+        makers[label] = partial(_make_call, model, execution, pixels, split=s)
+    calls = {name: make() for name, make in makers.items()}
+    spent = timed_rounds(calls, repeats=repeats, device=device, show_progress=show_progress)
+    times = {name: latency_of(own, spent[ALL_IN_FULL]) for name, own in spent.items()}
     trunk = spent.get(f"{config.trunk_name} alone") if config.keep_trunk else None
-    costs = dict.fromkeys([name for name in towers if name.startswith(ALL)], full_cost(config))
+    costs = dict.fromkeys([name for name in makers if name.startswith(ALL_IN_FULL)], full_cost(config))
     costs |= {label: tree_cost(config, s) for label, s in config.choices().items()}
     costs |= {f"{n} alone": model_cost(m.spec, config.grid, m.stop) for n, m in full.models.items()}
-    untold = execution == "compile" and torch.device(device).type == "cpu"  # compiled code calls no operators of torch
+    hidden = execution == "compile" and torch.device(device).type == "cpu"  # compiled code calls no operators of torch
     rows = []
-    for name, made in towers.items():
+    for name, make in makers.items():
         cost, per_s = costs[name], batch_size / times[name].median_ms * 1e3
         peak = None
-        if name == ALL or not untold:
-            working = working_mb(partial(_first, made) if execution == "graphs" else calls[name], device)
+        if name == ALL_IN_FULL or not hidden:
+            working = working_mb(partial(_first_call, make) if execution == "graphs" else calls[name], device)
             peak = cost.parameters * dtype.itemsize / 2**20 + working
         rows.append(
             {
                 "name": name,
-                "kind": "full" if name.startswith(ALL) else "split" if name in config.choices() else "single",
+                "kind": "full" if name.startswith(ALL_IN_FULL) else "split" if name in config.choices() else "single",
                 "split": config.choices().get(name),
                 "batch_size": batch_size,
                 "dtype": str(dtype).removeprefix("torch."),
-                "execution": "eager" if name == ALL else execution,
+                "execution": "eager" if name == ALL_IN_FULL else execution,
                 "gflops": cost.flops / 1e9,
-                "flops_ratio": cost.flops / costs[ALL].flops,
+                "flops_ratio": cost.flops / costs[ALL_IN_FULL].flops,
                 "images_per_s": per_s,
                 "gflops_per_s": cost.flops / 1e9 * per_s,
                 "peak_mb": peak,
                 **times[name].to_dict(),
-                **({} if trunk is None else _over_trunk(summary(spent[name], trunk))),
+                **({} if trunk is None else _over_trunk(latency_of(spent[name], trunk))),
             }
         )
     return rows
@@ -237,11 +238,11 @@ def _over_trunk(times: Latency) -> dict[str, float]:
     return {f"trunk_{name}": getattr(times, name) for name in ("ratio", "ratio_sure_low", "ratio_sure_high")}
 
 
-def _call(tower: Any, execution: str, pixels: Any, **options: Any) -> Callable[[], Any]:
-    """A call of a tower by an execution of its own: its graphs need not make room for others'."""
+def _make_call(tower: Any, execution: str, pixels: Any, **options: Any) -> Callable[[], Any]:
+    """Prepare a call of a tower by an execution of its own, whose graphs need not make room for others'."""
     return torch.no_grad()(partial(executed(tower, execution), pixels, **options))
 
 
-def _first(made: Callable[[], Callable[[], Any]]) -> None:
-    """The first call of a tower made anew: what a graph takes at its capture stays taken, so a replay shows none."""
-    made()()
+def _first_call(make: Callable[[], Callable[[], Any]]) -> None:
+    """Prepare a call anew and call it: what a graph takes at its capture stays taken, so that a replay shows none."""
+    make()()

@@ -27,7 +27,7 @@ def working_mb(call: Callable[[], Any], device: torch.device | str = "cpu") -> f
         call()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / _MB
-    with _Live() as live:
+    with _LiveStorages() as live:
         call()
     return live.peak / _MB
 
@@ -53,8 +53,8 @@ def saved_mb(forward: Callable[[], torch.Tensor], known: set[int]) -> float:
     return sum(held.values()) / _MB
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of storages that came into being inside and are still held."""
+class _LiveStorages(TorchDispatchMode):
+    """Counts the bytes of the storages that came into being inside and are still held, now and at the most."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,8 +13,8 @@ from vst.results.folders import read_json
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What to use.
+class Recommendation:
+    """The split that is recommended, and why.
 
     Attributes:
         row: of the results.
@@ -52,10 +52,10 @@ def measured_rows(folder: str | Path, task: str | None = None) -> list[dict[str,
         raise ValueError(
             f"{path} has no splits that were both scored and timed; expected the results of a sweep such as vst demo."
         )
-    return rows if task is None else [_of_task(row, task) for row in rows]
+    return rows if task is None else [_scored_by(row, task) for row in rows]
 
 
-def _of_task(row: dict[str, Any], task: str) -> dict[str, Any]:
+def _scored_by(row: dict[str, Any], task: str) -> dict[str, Any]:
     if task not in row.get("tasks", {}):
         known = ", ".join(row.get("tasks", {})) or "none by name"
         raise ValueError(f"task is {task!r}; the run has {known}: choose among these, or leave it out.")
@@ -70,7 +70,7 @@ def recommend(
     budget: str | None = None,
     latency_ms: float | None = None,
     of: str | None = None,
-) -> Choice:
+) -> Recommendation:
     """Choose the best split within a budget.
 
     A deeper, cheaper split wins where its score differs from the best one's by less than twice the pooled spread over
@@ -95,7 +95,7 @@ def recommend(
         cost, limit, asked = {r["name"]: r["median_ms"] for r in rows}, float(latency_ms), f"{latency_ms:g} ms"
         unit = "{:.0f} ms"
     else:
-        limit, one = _factor(str(budget)), _reference(rows, of)
+        limit, one = _budget_factor(str(budget)), _reference_row(rows, of)
         paired = one.get("trunk_ratio") == 1 and all("trunk_ratio" in r for r in rows)  # pair by pair beats a quotient
         cost = {r["name"]: r["trunk_ratio"] if paired else r["ratio"] / one["ratio"] for r in rows}
         asked, unit = f"{limit:g}x of {one['name']}", "{:.2f}x"
@@ -108,35 +108,39 @@ def recommend(
             f"{unit.format(cost[least['name']])}; raise the budget, or use one model."
         )
     best = max(within, key=lambda r: r["accuracy"])
-    chosen = next(r for r in within if best["accuracy"] - r["accuracy"] <= _noise(best, r))
+    chosen = next(r for r in within if best["accuracy"] - r["accuracy"] <= _tolerated_difference(best, r))
     reasons = [
         f"{len(within)} of {len(splits)} measured splits fit {asked}.",
-        f"{chosen['name']} takes {unit.format(cost[chosen['name']])} and scores {_score(chosen)}.",
+        f"{chosen['name']} takes {unit.format(cost[chosen['name']])} and scores {_score_text(chosen)}.",
     ]
     if chosen is not best:
-        reasons.append(f"{best['name']} scores {_score(best)}, which is not distinguishable from it, and costs more.")
+        reasons.append(
+            f"{best['name']} scores {_score_text(best)}, which is not distinguishable from it, and costs more."
+        )
     elif best.get("accuracy_spread") is None and len(within) > 1:
         reasons.append("It has the best score among those; with one seed, no spread tells how sure that is.")
     elif len(within) > 1:
         reasons.append("No cheaper split comes as close as the spread over seeds.")
     if missed := [r for r in splits if r not in within and r["accuracy"] > chosen["accuracy"]]:
         better = max(missed, key=lambda r: r["accuracy"])
-        reasons.append(f"Beyond the budget, {better['name']} scores {_score(better)}: {_cost(better, cost, unit)}.")
+        reasons.append(
+            f"Beyond the budget, {better['name']} scores {_score_text(better)}: {_cost_text(better, cost, unit)}."
+        )
     for single in rows:
         fits = single["kind"] == "single" and cost[single["name"]] <= max(limit, cost[chosen["name"]])
-        if fits and chosen["accuracy"] - single["accuracy"] <= _noise(chosen, single):
+        if fits and chosen["accuracy"] - single["accuracy"] <= _tolerated_difference(chosen, single):
             reasons.append(
-                f"But {single['name']} scores {_score(single)} at {_cost(single, cost, unit)}: on this task, one model "
-                "is enough."
+                f"But {single['name']} scores {_score_text(single)} at {_cost_text(single, cost, unit)}: on this task, "
+                "one model is enough."
             )
-    return Choice(chosen, reasons)
+    return Recommendation(chosen, reasons)
 
 
-def _cost(row: Mapping[str, Any], cost: Mapping[str, float], unit: str) -> str:
+def _cost_text(row: Mapping[str, Any], cost: Mapping[str, float], unit: str) -> str:
     return unit.format(cost[row["name"]])
 
 
-def _factor(text: str) -> float:
+def _budget_factor(text: str) -> float:
     try:
         factor = float(text.strip().lower().removesuffix("x"))
     except ValueError:
@@ -146,7 +150,7 @@ def _factor(text: str) -> float:
     return factor
 
 
-def _reference(rows: Sequence[Mapping[str, Any]], of: str | None) -> Mapping[str, Any]:
+def _reference_row(rows: Sequence[Mapping[str, Any]], of: str | None) -> Mapping[str, Any]:
     known = [r["name"] for r in rows]
     if of is None:
         found = next((r for r in rows if r["kind"] == "single"), None)
@@ -158,13 +162,13 @@ def _reference(rows: Sequence[Mapping[str, Any]], of: str | None) -> Mapping[str
     return rows[known.index(of)]
 
 
-def _noise(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+def _tolerated_difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     spreads = [row.get("accuracy_spread") for row in (a, b)]
     if None in spreads:
         return 0.0
     return 2 * math.sqrt(sum(s * s for s in spreads if s is not None) / 2)
 
 
-def _score(row: Mapping[str, Any]) -> str:
+def _score_text(row: Mapping[str, Any]) -> str:
     spread = row.get("accuracy_spread")
     return f"{100 * row['accuracy']:.1f} %" + (f" +- {100 * spread:.1f}" if spread is not None else "")

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from vst.fit.config import FitConfig
-from vst.fit.matching import Matcher, Teacher
+from vst.fit.matching import Matcher
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for
-from vst.measure.latency import median_interval, rounds, summary
+from vst.measure.latency import latency_of, median_interval, timed_rounds
 from vst.measure.throughput import Batch, FitStep
+from vst.measure.untrained import untrained_teacher
 from vst.tree.encoder import VSTEncoder
 
 
@@ -29,7 +30,8 @@ def measure_scaling(
     """Time steps of a fit under ``torchrun``; every process calls this alike.
 
     Args:
-        tree: whose stitches would be fitted; they are changed, and differ between processes afterwards.
+        tree: whose stitches would be fitted; they are changed, and differ between processes afterwards. Any weights do:
+            targets are random ones.
         batch_size: pictures a step, of all processes together.
         repeats: counted rounds; in each the first process takes one step alone, then all take one together.
         precision: auto, fp32 or bf16, as of a fit.
@@ -50,7 +52,7 @@ def measure_scaling(
     world, device = accelerator.num_processes, accelerator.device
     check_division(batch_size, world)
     bf16 = uses_bf16(precision, device)
-    teacher, main = Teacher(tree).to(device), accelerator.is_main_process
+    teacher, main = untrained_teacher(tree).to(device), accelerator.is_main_process
     alone = FitStep(teacher, Batch.random(teacher, batch_size, device), Matcher(teacher, objective), bf16)
     matcher = Matcher(teacher, objective).to(device)
     part = Batch.random(teacher, batch_size // world, device)
@@ -69,13 +71,15 @@ def measure_scaling(
         branch.tail.checkpointing = checkpointing
     try:
         show = show_progress and main
-        times = rounds({"one": one, "every": every}, repeats=repeats, device=device, show_progress=show, title="steps")
+        times = timed_rounds(
+            {"one": one, "every": every}, repeats=repeats, device=device, show_progress=show, title="steps"
+        )
     finally:
         for branch in tree.branches.values():
             branch.tail.checkpointing = False
     rows = []
     for name, processes in (("one", 1), ("every", world)):
-        found = summary(times[name], times["one"])
+        found = latency_of(times[name], times["one"])
         speed = batch_size / found.median_ms * 1e3
         rows.append({"processes": processes, "pictures_per_s": speed, **found.to_dict()})
     ups = [a / b for a, b in zip(times["one"], times["every"], strict=True)]

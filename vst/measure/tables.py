@@ -8,10 +8,10 @@ from typing import Any
 from vst.results.tables import markdown, table
 
 LLAVA_PICTURES = 558_000  # of LLaVA-1.5's first stage
-Shown = tuple[list[str], list[list[str]]]
+HeadsAndCells = tuple[list[str], list[list[str]]]
 
 
-def latency_rows(rows: Sequence[Mapping[str, Any]]) -> Shown:
+def latency_rows(rows: Sequence[Mapping[str, Any]]) -> HeadsAndCells:
     """Headings and cells of rows of ``vst.measure.latency.measure_tree``; intervals hold the true median with 95 %."""
     heads = [
         "tower", "median ms", "time / all in full (95 %)", "FLOPs / all in full", "time over FLOPs", "pictures/s",
@@ -37,7 +37,7 @@ def latency_table(rows: Sequence[Mapping[str, Any]]) -> None:
     table(f"Latency of one call, interleaved: batch {rows[0]['batch_size']}, {rows[0]['dtype']}", *latency_rows(rows))
 
 
-def throughput_rows(results: Mapping[str, Any], pictures: int) -> Shown:
+def throughput_rows(results: Mapping[str, Any], pictures: int) -> HeadsAndCells:
     """Headings and cells of ``vst.measure.throughput.measure_fit``, with the hours of one epoch over ``pictures``."""
     heads = [
         "way", "median ms", "time / one pass (95 %)", "GFLOPs a step", "saved MB", "working MB", "pictures/s",
@@ -70,7 +70,7 @@ def throughput_notes(results: Mapping[str, Any]) -> str:
     )
 
 
-def ridge_rows(results: Mapping[str, Any]) -> Shown:
+def ridge_rows(results: Mapping[str, Any]) -> HeadsAndCells:
     """Headings and cells of ``vst.measure.throughput.measure_ridge``."""
     heads = ["branch", "widths", "s / million tokens", "GFLOP/s", "solving s", "MB held"]
     return heads, [
@@ -93,7 +93,7 @@ def throughput_table(results: Mapping[str, Any], pictures: int) -> None:
     table("Closed-form start of one stitch, streamed", *ridge_rows(results))
 
 
-def scaling_rows(results: Mapping[str, Any], pictures: int) -> Shown:
+def scaling_rows(results: Mapping[str, Any], pictures: int) -> HeadsAndCells:
     """Headings and cells of ``vst.measure.scaling.measure_scaling``, with the hours of one epoch over ``pictures``."""
     heads = ["processes", "median ms", "pictures/s", f"hours / {pictures:,}"]
     return heads, [

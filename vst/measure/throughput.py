@@ -16,8 +16,9 @@ from torch import Tensor
 from vst.fit.cache import TargetCache, cache_bytes
 from vst.fit.matching import Matcher, Teacher
 from vst.measure.cost import flops_of
-from vst.measure.latency import median_interval, rounds, summary
+from vst.measure.latency import latency_of, median_interval, timed_rounds
 from vst.measure.memory import saved_mb, working_mb
+from vst.measure.untrained import untrained_teacher
 from vst.tree.encoder import VSTEncoder
 from vst.tree.ridge import RidgeSums
 
@@ -41,7 +42,7 @@ def measure_fit(
     """Time steps of a fit (forward, backward, AdamW) on pictures that are in memory, every way once a round.
 
     Args:
-        tree: whose stitches would be fitted; they are changed.
+        tree: whose stitches would be fitted; they are changed. Any weights do: targets are random ones.
         batch_size: pictures a step.
         repeats: counted rounds.
         device: of the models.
@@ -69,7 +70,7 @@ def measure_fit(
         raise ValueError(f"cache is {str(cache)!r}, which is no folder: make it first.")
     if len(config.splits) < 2:
         raise ValueError(f"The tree holds the splits {config.splits}; expected at least two, to compare one pass with.")
-    teacher = Teacher(tree).to(torch.device(device))
+    teacher = untrained_teacher(tree).to(torch.device(device))
     batch = Batch.random(teacher, batch_size, device)
     alone = {f"split {s} alone": [s] for s in config.splits}
     held = {ONE_PASS: config.splits, WRITING: config.splits, READING: config.splits} | alone
@@ -83,7 +84,9 @@ def measure_fit(
             branch.tail.checkpointing = checkpointing
         try:
             flops = {name: flops_of(call) for name, call in calls.items()}
-            times = rounds(calls, repeats=repeats, warmup=1, device=device, show_progress=show_progress, title="steps")
+            times = timed_rounds(
+                calls, repeats=repeats, warmup=1, device=device, show_progress=show_progress, title="steps"
+            )
             working = {name: working_mb(call, device) for name, call in calls.items()}
             weights = {p.untyped_storage().data_ptr() for m in (tree, *teacher.heads.values()) for p in m.parameters()}
             saved = {name: saved_mb(way.forward, weights) for name, way in ways.items()}
@@ -93,7 +96,7 @@ def measure_fit(
     together = [t / sum(parts) for t, *parts in zip(times[ONE_PASS], *(times[n] for n in alone), strict=True)]
     low, high = median_interval(together)
     time_ratio, flops_ratio = statistics.median(together), flops[ONE_PASS] / sum(flops[n] for n in alone)
-    found = {name: summary(own, times[ONE_PASS]) for name, own in times.items()}
+    found = {name: latency_of(own, times[ONE_PASS]) for name, own in times.items()}
     rows = [
         {
             "name": name, "splits": held[name], "gflops": flops[name] / 1e9,
@@ -105,13 +108,13 @@ def measure_fit(
     return {
         "rows": rows, "batch_size": batch_size, "threads": torch.get_num_threads(), "time_ratio": time_ratio,
         "time_ratio_low": low, "time_ratio_high": high, "flops_ratio": flops_ratio, "over": time_ratio / flops_ratio,
-        "cache_pays_from": pays_from(found[WRITING].ratio, found[READING].ratio),
+        "cache_pays_from": first_paying_epoch(found[WRITING].ratio, found[READING].ratio),
         "cache_mb": sum(cache_bytes(1, s) for s in shapes.values()) / 2**20,
         "ridge": measure_ridge(tree, device=device),
     }  # fmt: skip
 
 
-def pays_from(writing: float, reading: float) -> int | None:
+def first_paying_epoch(writing: float, reading: float) -> int | None:
     """The first epoch whose end comes sooner with a cache: ``writing + (n - 1) reading < n``; None: there is none.
 
     Args:
@@ -134,8 +137,8 @@ def measure_ridge(tree: VSTEncoder, *, device: torch.device | str = "cpu", repea
         widths = (tree.config.trunk.width, b.spec.width)
         x, y = (torch.randn(_RIDGE_ROWS, width, device=device) for width in widths)
         sums = RidgeSums()
-        times = rounds({"update": partial(sums.update, x, y)}, repeats=repeats, device=device)
-        solving = rounds({"solve": partial(sums.solve, 1e-3)}, repeats=3, warmup=1, device=device)
+        times = timed_rounds({"update": partial(sums.update, x, y)}, repeats=repeats, device=device)
+        solving = timed_rounds({"solve": partial(sums.solve, 1e-3)}, repeats=3, warmup=1, device=device)
         update_s = statistics.median(times["update"]) / 1e3
         found.append(
             {

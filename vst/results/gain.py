@@ -1,4 +1,8 @@
-"""The share of the two-model gain that a cheaper tower keeps, and when there is no such thing to speak of."""
+"""The share of the two-model gain that a cheaper tower keeps, and when there is no such thing to speak of.
+
+Two uncertainties are told apart. :func:`share_of_gain` has one score a seed and tells how the share varies with the
+training; :func:`bootstrap_share_of_gain` has what each test picture adds to a score and tells how it varies with those.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Gain:
-    """What both models in full gain over one, and how much of it a tower keeps.
+class ShareOverSeeds:
+    """What both models in full gain over one, and how much of it a tower keeps, with errors over seeds.
 
     Attributes:
         gain: mean over seeds of score(full) - score(one).
@@ -41,7 +45,7 @@ class Gain:
 
 def share_of_gain(
     tower: Mapping[int, float], one: Mapping[int, float], full: Mapping[int, float], *, noise: float = 0.0
-) -> Gain:
+) -> ShareOverSeeds:
     """(score(tower) - score(one)) / (score(full) - score(one)), paired by seed.
 
     The gain counts as one where it exceeds twice its standard error over seeds, and ``noise`` in any case; a ratio over
@@ -62,19 +66,21 @@ def share_of_gain(
             f"{sorted(full)}; expected at least one seed in common."
         )
     gains, kept = [full[s] - one[s] for s in seeds], [tower[s] - one[s] for s in seeds]
-    gain, error = statistics.mean(gains), _error(gains)
+    gain, error = statistics.mean(gains), _standard_error(gains)
     if gain <= noise or (error is not None and gain <= 2 * error):
-        return Gain(gain, error, None, None, noise, len(seeds))
-    spread = _error(kept)
-    return Gain(gain, error, statistics.mean(kept) / gain, None if spread is None else spread / gain, noise, len(seeds))
+        return ShareOverSeeds(gain, error, None, None, noise, len(seeds))
+    spread = _standard_error(kept)
+    return ShareOverSeeds(
+        gain, error, statistics.mean(kept) / gain, None if spread is None else spread / gain, noise, len(seeds)
+    )
 
 
-def _error(values: list[float]) -> float | None:
+def _standard_error(values: list[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
-class Share:
+class ShareOverPictures:
     """A gain and the share of it that a tower keeps, with 95 % intervals of a bootstrap over test pictures.
 
     Attributes:
@@ -96,7 +102,7 @@ class Share:
         return f"{100 * self.share:.0f} % ({100 * self.low:.0f} .. {100 * self.high:.0f})"
 
 
-def bootstrap_share(
+def bootstrap_share_of_gain(
     tower: Sequence[np.ndarray],
     one: Sequence[np.ndarray],
     full: Sequence[np.ndarray],
@@ -104,7 +110,7 @@ def bootstrap_share(
     *,
     draws: int = 2000,
     seed: int = 0,
-) -> Share:
+) -> ShareOverPictures:
     """(score(tower) - score(one)) / (score(full) - score(one)) with its uncertainty from the finite test set.
 
     Test pictures are drawn with replacement, the same ones for all three towers, within each seed; scores are averaged
@@ -133,14 +139,14 @@ def bootstrap_share(
             sampled[i] += score((weights @ whole).reshape(draws, *counts.shape[1:])) / len(tower)
             exact[i] += score(whole.sum(0).reshape(1, *counts.shape[1:]))[0] / len(tower)
     gains, kept = sampled[2] - sampled[1], sampled[0] - sampled[1]
-    gain, (gain_low, gain_high) = float(exact[2] - exact[1]), _middle(gains)
+    gain, (gain_low, gain_high) = float(exact[2] - exact[1]), _middle_95(gains)
     if gain_low <= 0:
-        return Share(gain, gain_low, gain_high, None, None, None)
+        return ShareOverPictures(gain, gain_low, gain_high, None, None, None)
     # In the few draws without a gain the ratio has no meaning: the floor moves them beyond either end.
-    low, high = _middle(kept / np.maximum(gains, gain / 1000))
-    return Share(gain, gain_low, gain_high, float((exact[0] - exact[1]) / gain), low, high)
+    low, high = _middle_95(kept / np.maximum(gains, gain / 1000))
+    return ShareOverPictures(gain, gain_low, gain_high, float((exact[0] - exact[1]) / gain), low, high)
 
 
-def _middle(values: np.ndarray) -> tuple[float, float]:
+def _middle_95(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

@@ -38,10 +38,16 @@ class FullEncoders(nn.Module):
 
     @classmethod
     def load(cls, config: VSTConfig, names: list[str] | None = None, *, pretrained: bool = True) -> FullEncoders:
-        """Load the named models (default: all) from their sources."""
+        """Load the named models (default: all) from their sources.
+
+        Args:
+            config: of the tree to compare with.
+            names: of the models that are wanted.
+            pretrained: False gives random weights of the specs in the config; no source is asked for anything then.
+        """
         models = {
             name: load_vfm(
-                spec.source,
+                spec,
                 grid=config.grid,
                 pretrained=pretrained,
                 stop=feature_depth(spec, config.feature_layer),
@@ -65,7 +71,7 @@ class FullEncoders(nn.Module):
         A model that is there twice (the control of doubled tokens) runs once for the same pixels.
         """
         made: dict[str, Tensor] = {}
-        same = self.same(pixels)
+        same = self.same_tokens(pixels)
         for name in dict.fromkeys(same.values()):
             model = self.models[name]
             with schedule.fork(name, pixels[name]):
@@ -73,7 +79,7 @@ class FullEncoders(nn.Module):
         schedule.join(*made.values())
         return {name: made[first] for name, first in same.items()}
 
-    def same(self, pixels: Mapping[str, Tensor]) -> dict[str, str]:
+    def same_tokens(self, pixels: Mapping[str, Tensor]) -> dict[str, str]:
         """By name, the first of the models that gives the same tokens: mostly itself."""
         first: dict[tuple[VFMSpec, int], str] = {}
         return {name: first.setdefault((m.spec, id(pixels[name])), name) for name, m in self.models.items()}
@@ -120,7 +126,7 @@ class FullTower(FullEncoders):
 
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True) -> FullTower:
-        """With every model's weights from its source."""
+        """With every model's weights from its source, or random ones, for which no source is needed."""
         with torch.device("meta"):
             tower = cls(config)
         tower.models = FullEncoders.load(config, pretrained=pretrained).models

@@ -7,12 +7,14 @@ from vst.tree.config import VSTConfig
 
 def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
     """Markdown with hub metadata: what the tree is made of, each part's licence, how to load it."""
+    from huggingface_hub import ModelCard, ModelCardData
+
     parts = {"trunk": (config.trunk, f"blocks 1 to {config.trunk_depth()}")}
     for b in config.branches:
         parts[f"branch `{b.name}`"] = (b.spec, f"blocks {min(b.enters) + 1} to {b.stop}")
     licences = sorted({spec.license for spec, _ in parts.values()})
     rows = [
-        f"| {what} | `{spec.source}` | {held} of {spec.depth} | {spec.width} | {spec.license} |"
+        f"| {what} | `{_cell(spec.source)}` | {held} of {spec.depth} | {spec.width} | {_cell(spec.license)} |"
         for what, (spec, held) in parts.items()
     ]
     stitches = [
@@ -24,15 +26,14 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
         if stitches_only
         else "This folder is self-contained: loading needs no network."
     )
-    return "\n".join(
+    head = ModelCardData(
+        library_name="vfm-stitch-tree",
+        pipeline_tag="image-feature-extraction",
+        license=licences[0] if len(licences) == 1 and licences[0] != "unknown" else "other",
+        tags=["vision", "model-stitching", "stitch-tree"],
+    )
+    text = "\n".join(
         [
-            "---",
-            "library_name: vfm-stitch-tree",
-            "pipeline_tag: image-feature-extraction",
-            f"license: {licences[0] if len(licences) == 1 and licences[0] != 'unknown' else 'other'}",
-            "tags: [vision, model-stitching, stitch-tree]",
-            "---",
-            "",
             "# A stitch tree",
             "",
             f"One trunk sees pictures of {config.image_size} x {config.image_size} pixels ({config.grid} x "
@@ -58,3 +59,9 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
             "",
         ]
     )
+    return str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}"))
+
+
+def _cell(text: str) -> str:
+    """Text that can break neither a table's cell nor its line."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -121,20 +121,20 @@ class OnDisk(nn.Module):
             FileNotFoundError: there is no tree there.
             ValueError: a damaged or foreign checkpoint, or a split that it does not hold.
         """
-        folder, whole = read_config(source, revision)
+        folder, whole = read_config(source, revision, weights=True)
         config = whole if splits is None else whole.pruned(splits)
         possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items()}
         if (folder / WEIGHTS).is_file():
             tree = cls.skeleton(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items()}
-            tree.load_state_dict(_read(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
+            tree.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
             for module in tree.modules():
                 if isinstance(module, VFM):
                     module.materialise()
         elif (folder / STITCHES).is_file():
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
-            tree.load_state_dict(_read(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
+            tree.load_state_dict(_read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
             tree = tree if dtype is None else tree.to(dtype)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
@@ -147,8 +147,13 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(path.name for pattern in patterns for path in folder.glob(pattern))
 
 
-def read_config(source: str | Path, revision: str | None = None) -> tuple[Path, VSTConfig]:
-    """Folder and config of a saved tree; a hub id's files are fetched first.
+def read_config(source: str | Path, revision: str | None = None, *, weights: bool = False) -> tuple[Path, VSTConfig]:
+    """Folder and config of a saved tree.
+
+    Args:
+        source: a folder, or a hub id whose files are fetched first.
+        revision: of a hub id.
+        weights: whether a hub id's weights are fetched too, not its config alone.
 
     Raises:
         FileNotFoundError: neither a folder with a config nor a hub id that can be reached.
@@ -156,7 +161,7 @@ def read_config(source: str | Path, revision: str | None = None) -> tuple[Path, 
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = _from_hub(str(source), revision)
+        folder = _from_hub(str(source), revision, [CONFIG, WEIGHTS, STITCHES, CARD] if weights else [CONFIG])
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained.")
     values = read_json(folder / CONFIG)
@@ -165,13 +170,12 @@ def read_config(source: str | Path, revision: str | None = None) -> tuple[Path, 
     return folder, VSTConfig.from_dict(values)
 
 
-def _from_hub(repo_id: str, revision: str | None) -> Path:
+def _from_hub(repo_id: str, revision: str | None, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = [CONFIG, WEIGHTS, STITCHES, CARD]
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(
             f"{repo_id!r} is neither a folder here nor a hub repository that can be reached "
@@ -179,7 +183,7 @@ def _from_hub(repo_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read(
+def _read_tensors(
     path: Path, wanted: dict[str, torch.Size], possible: dict[str, torch.Size], dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """Tensors of a file that must hold all that is wanted and nothing beyond what is possible."""

@@ -17,8 +17,8 @@ from vst.data.pictures import ImageSet, collate
 from vst.data.probes import linear_probe
 from vst.fit.heldout import evaluate_stitches
 from vst.fit.matching import TRUNK_PIXELS, Calibrations, Teacher, check_closed_form, target_pixels, transforms
-from vst.measure.cost import block_figure, full_cost, model_cost, tree_cost
-from vst.measure.latency import ALL, measure_tree
+from vst.measure.cost import extra_blocks, full_cost, model_cost, tree_cost
+from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
 from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
@@ -164,7 +164,7 @@ class _Comparison:
                         "errors": {r.branch: r.final.error for r in at},
                         "channel_errors": {r.branch: r.final.channel_error for r in at},
                         "score": float(scores[name].mean()) if name in scores else None,
-                        "extra_blocks": block_figure(tree.config, split),
+                        "extra_blocks": extra_blocks(tree.config, split),
                         "trunk_flops_ratio": tree_cost(tree.config, split).flops / one.flops,
                         "flops_ratio": tree_cost(tree.config, split).flops / whole.flops,
                         **times.get(name, {}),
@@ -234,7 +234,7 @@ class _Comparison:
                 if full is not None:
                     named = {n: target_pixels(n) for n in full.models} | {tree.config.trunk_name: TRUNK_PIXELS}
                     own = full.branch_tokens({n: pixels[named[n]] for n in full.models})
-                    out.setdefault(ALL, []).append(full.fused(list(own.values())).mean(1).cpu())
+                    out.setdefault(ALL_IN_FULL, []).append(full.fused(list(own.values())).mean(1).cpu())
                     for name, tokens in own.items():
                         given = trunk if name == tree.config.trunk_name else name
                         out.setdefault(given, []).append(tree.fuse([tokens]).mean(1).cpu())
@@ -265,7 +265,7 @@ class _Comparison:
         }
         return {
             name: {"score": float(scores[name].mean()) if name in scores else None, "flops_ratio": value / whole}
-            for name, value in {**flops, ALL: whole}.items()
+            for name, value in {**flops, ALL_IN_FULL: whole}.items()
         }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vst.measure.latency import ALL
+from vst.measure.latency import ALL_IN_FULL
 from vst.results.folders import atomic_path
 
 Row = Mapping[str, Any]
@@ -109,7 +109,7 @@ def trunk_rows(results: Row) -> tuple[list[str], list[list[str]]]:
         lines.append(line)
     for name, m in results["alone"].items():
         if m["score"] is not None:
-            alone = name if name == ALL else f"{name} alone"
+            alone = name if name == ALL_IN_FULL else f"{name} alone"
             cost = f"{m['flops_ratio']:.2f}"
             lines.append({"trunk": alone, "score %": f"{100 * m['score']:.1f}", "FLOPs / all in full": cost})
     heads = list(lines[0])
@@ -139,8 +139,8 @@ def trunk_plot(results: Row, path: str | Path) -> None:
     panels[0][0].set_ylabel("final error (dotted: by channel; 1 = the mean)")
     if scored:
         for i, (name, m) in enumerate(results["alone"].items()):
-            alone = name if name == ALL else f"{name} alone"
-            colour = "#333333" if name == ALL else colours(trunks.index(name))
+            alone = name if name == ALL_IN_FULL else f"{name} alone"
+            colour = "#333333" if name == ALL_IN_FULL else colours(trunks.index(name))
             panels[0][1].axhline(100 * m["score"], color=colour, lw=1, ls=("--", "-.", ":", "-")[i % 4], label=alone)
         panels[0][1].set_ylabel("probe on the tree's tokens, % right")
     for axes in panels[0]:

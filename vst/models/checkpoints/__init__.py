@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from types import ModuleType
 from typing import Any
 
@@ -13,10 +14,14 @@ from vst.models.vfm import VFM
 __all__ = ["describe", "known_names", "load_vfm"]
 
 _READERS: dict[str, ModuleType] = {"timm": timm_hub, "hf": huggingface, "open_clip": openclip}
+_DESCRIBED: dict[tuple[str, str], tuple[Hashable, VFMSpec]] = {}
 
 
 def describe(source: str) -> VFMSpec:
     """The spec of a model, without its weights: nothing but a config file is ever fetched.
+
+    A source is described once in a process, because timm has to build the model for it; a local folder is described
+    anew when one of its config files was changed. A failure is not kept.
 
     Args:
         source: ``timm:NAME``, ``hf:ID-or-folder``, ``open_clip:ARCH/TAG`` or a ready name (:func:`known_names`).
@@ -26,11 +31,17 @@ def describe(source: str) -> VFMSpec:
         FileNotFoundError, RuntimeError: a folder without a config, or a config that could not be fetched.
     """
     scheme, name = resolve(source)
-    return _READERS[scheme].describe(name)
+    # Of a library's own names and of hub ids nothing is looked at again: they stand for one model in a process.
+    state = huggingface.folder_state(name) if scheme == "hf" else None
+    if (known := _DESCRIBED.get((scheme, name))) is not None and known[0] == state:
+        return known[1]
+    spec: VFMSpec = _READERS[scheme].describe(name)
+    _DESCRIBED[scheme, name] = state, spec
+    return spec
 
 
 def load_vfm(
-    source: str,
+    source: str | VFMSpec,
     *,
     grid: int | None = None,
     image_size: int | None = None,
@@ -41,11 +52,12 @@ def load_vfm(
     """Load a model, whole or in part, at one grid; weights are fp32 whatever the file holds.
 
     Args:
-        source: as for :func:`describe`.
+        source: as for :func:`describe`; or a spec that is known already, whose source is then asked for weights alone,
+            and for nothing where they are random.
         grid: patches a side; the default is the model's native grid.
         image_size: the same in pixels; give one or none of the two.
-        pretrained: ``False`` gives random weights and needs no network. A partial model then holds the same numbers
-            as the same part of the whole model of that seed.
+        pretrained: ``False`` gives random weights, and fetches a config at the most. A partial model then holds the
+            same numbers as the same part of the whole model of that seed.
         seed: of the random weights.
         parts: ``start``, ``stop``, ``stem``, ``norm`` as in :class:`vst.models.vfm.VFM`; only what they ask for stays.
 
@@ -54,15 +66,15 @@ def load_vfm(
             whose tensors do not.
         FileNotFoundError, RuntimeError: weights that are not there or could not be fetched.
     """
-    scheme, name = resolve(source)
-    spec = _READERS[scheme].describe(name)
+    spec = source if isinstance(source, VFMSpec) else describe(source)
     if grid is not None and image_size is not None:
-        raise ValueError(f"{source}: grid={grid} and image_size={image_size} were both given; give one of them.")
+        raise ValueError(f"{spec.source}: grid={grid} and image_size={image_size} were both given; give one of them.")
     if image_size is not None:
         grid = spec.grid(image_size)
     if grid is None:
         grid = spec.grid(spec.image_size)
     if pretrained:
+        scheme, name = resolve(spec.source)
         tensors = _READERS[scheme].read(name, spec, parts)
     else:
         tensors = VFM(spec, spec.grid(spec.image_size), **parts).reset_parameters(seed).state_dict()

@@ -38,6 +38,15 @@ def describe(name: str) -> VFMSpec:
     return replace(spec, mean=mean, std=std, license=_license(folder, config))
 
 
+def folder_state(name: str) -> tuple[tuple[str, int, int], ...] | None:
+    """Path, size and time of change of the files that a local folder's spec comes from; None where it is no folder."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    files = [path.resolve() for file in _CONFIG_FILES if (path := folder / file).is_file()]
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
 def read(name: str, spec: VFMSpec, parts: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of ``hf:NAME`` in VFM's layout; only what the asked parts need is read from the files.
 
