@@ -1,7 +1,6 @@
 """What README and docs show is so: their Python runs, their commands parse, their links and files are there."""
 
 import re
-<<<<<<< HEAD
 import runpy
 import shlex
 import sys
@@ -17,32 +16,11 @@ from llava_integration.evaluate.lmms.record import NAME
 from llava_integration.hosts.hooks import hooked
 from llava_integration.models.assemble import assemble
 from vst import VSTEncoder, cli
-from vst.fit.matching import OBJECTIVES
+from vst.fit.objectives import OBJECTIVES, fitting_objectives
 from vst.parsing import parse
-from vst.protocol.chains import STAGES
 from vst.protocol.tasks import TASKS
 from vst.tree.fusion import FUSIONS
-from vst.tree.stitch import STITCHES
-=======
-from pathlib import Path
-
-import pytest
-from commands_kit import parsed_line
-
-from llava_integration.models.assemble import assemble
-from vst import VSTEncoder
-from vst.demo.config import DemoConfig
-from vst.demo.results import demo_results
-from vst.demo.tables import demo_markdown, score_rows
-from vst.fit.config import FitConfig
-from vst.measure.tables import timings_markdown
-from vst.protocol.findings import findings
-from vst.protocol.report import row_place
-from vst.protocol.tables import score_tables
-from vst.results.folders import read_json
-from vst.results.tables import markdown
-from vst.trunk.report import trunk_rows
->>>>>>> 9f5a02bdcee450c787d8169943893d4bb695aebc
+from vst.tree.stitches import STITCHES
 
 SCRIPTS = {
     "train/stitch.py": (cli.COMMANDS, "fit"),
@@ -138,12 +116,8 @@ def test_all_python_is_run():
 @pytest.mark.parametrize(("page", "line"), LINES)
 def test_command_lines_parse(page, line, monkeypatch):
     monkeypatch.chdir(ROOT)
-<<<<<<< HEAD
     words = shlex.split(line, comments=True)
     assert check_command(words) or words[-1] == "..."
-=======
-    assert parsed_line(line)
->>>>>>> 9f5a02bdcee450c787d8169943893d4bb695aebc
 
 
 @pytest.mark.parametrize(("page", "line"), INLINE)
@@ -207,11 +181,11 @@ def test_all_that_is_registered_is_told_of():
     rows = {page: re.findall(r"^\| (.+?) \|", PAGES[page], re.M) for page in PAGES}
     for page, names in {
         "docs/models.md": (*STITCHES, *FUSIONS),
-        "docs/protocol.md": (*STAGES, *TASKS),
+        "docs/protocol.md": (*OBJECTIVES, *TASKS),
         "docs/library.md": vst.__all__,
     }.items():
         assert set(names) <= set(re.findall(r"`(\w[\w-]*)`", " ".join(rows[page])))
-    assert set(OBJECTIVES) <= set(re.findall(r"`(?:objective: )?(\w+)`", PAGES["docs/models.md"]))
+    assert set(fitting_objectives()) <= set(re.findall(r"`(?:objective: )?(\w+)`", PAGES["docs/models.md"]))
 
 
 def test_there_are_commands_to_test():

@@ -20,6 +20,7 @@ from llava_integration.train.sampling import GroupedByLength
 from llava_integration.train.tuning import groups
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.results.progress import Progress
+from vst.tree.config import Split
 
 TRAINED, COMPLETE, SKIPPED = "trained.safetensors", "complete", "skipped.json"
 
@@ -37,7 +38,9 @@ class MLLMTrainer(Trainer):
         others: arguments of ``transformers.Trainer``.
     """
 
-    def __init__(self, *, tune: TuneConfig, splits: Sequence[int] = (), title: str = "training", **others: Any) -> None:
+    def __init__(
+        self, *, tune: TuneConfig, splits: Sequence[Split] = (), title: str = "training", **others: Any
+    ) -> None:
         self.tune, self.skipped = tune, {}  # type: ignore[var-annotated]
         super().__init__(**others)
         self.remove_callback(PrinterCallback)
@@ -117,7 +120,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 class _DrawSplit(TrainerCallback):
     """A split for each step, by seed and step, so that a resumed run draws what it would have drawn."""
 
-    def __init__(self, tower: Any, splits: Sequence[int], seed: int) -> None:
+    def __init__(self, tower: Any, splits: Sequence[Split], seed: int) -> None:
         self.tower, self.splits, self.seed = tower, list(splits), seed
         self.own = tower.split
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from llava_integration.train.trainer import MLLMTrainer, last_checkpoint
 from vst.fit.allocator import keep_freed_memory
 from vst.results.folders import Run, read_json
 from vst.tree.baseline import FullTower
-from vst.tree.config import VSTConfig
+from vst.tree.config import Split, VSTConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.options import TreeArgs
 from vst.tree.projector import ProjectorSpec
@@ -126,7 +127,7 @@ def train(
     data: DataConfig,
     out: str,
     tune: TuneConfig = TuneConfig(),  # noqa: B008 (frozen)
-    split: int | str | None = None,
+    split: int | dict[str, int] | str | None = None,
     batch_size: int | None = None,
     trainer: dict[str, Any] | None = None,
     dry_run: bool = False,
@@ -150,8 +151,9 @@ def train(
         data: which conversations.
         out: run folder: config, environment, checkpoints, loss curve, and at the end the model.
         tune: what is trained.
-        split: trunk depth that the tree is trained and left at; random draws one for each step, so that the model runs
-            at every depth its tree holds; default: the tree's own.
+        split: trunk depth that the tree is trained and left at, or one by branch; random draws one for each step, so
+            that the model runs at every depth its tree holds (by branch where branches share less than two); default:
+            the tree's own.
         batch_size: conversations a step over all processes; default: LLaVA-1.5's 256 (stage 1) or 128.
         trainer: any of transformers' TrainingArguments (--trainer.learning_rate 1e-3, --trainer.deepspeed FILE).
         dry_run: only check the options and print an estimate of memory by split depth.
@@ -196,8 +198,8 @@ def train(
 
 
 def _train(
-    model: ModelConfig, data: DataConfig, folder: Path, tune: TuneConfig, split: int | str | None, splits: list[int],
-    values: dict[str, Any], run: Run | None,
+    model: ModelConfig, data: DataConfig, folder: Path, tune: TuneConfig, split: int | dict[str, int] | str | None,
+    splits: Sequence[Split], values: dict[str, Any], run: Run | None,
 ) -> None:  # fmt: skip
     began = time.monotonic()
     if values["use_cpu"]:
@@ -209,7 +211,7 @@ def _train(
     whole, processor = model.build(torch.bfloat16 if half else torch.float32, seed)
     dtypes = {name: tensor.dtype for name, tensor in whole.state_dict().items()}
     tower = whole.model.vision_tower
-    if isinstance(split, int):
+    if split is not None and split != RANDOM:
         tower.split = split
     tuner = tuning.prepare(whole, tune)
     if half:  # master weights of what is trained; autocast computes in bf16
@@ -297,20 +299,22 @@ def _start_config(folder: str) -> LlavaConfig:
     return config
 
 
-def _splits(split: int | str | None, tree: VSTConfig, full: bool) -> list[int]:
-    """Splits to draw from; empty where there is nothing to draw."""
+def _splits(split: int | dict[str, int] | str | None, tree: VSTConfig, full: bool) -> Sequence[Split]:
+    """Splits to draw from: those in common, else all that the branches' own make together; empty: nothing to draw."""
     if split is None:
         return []
     if full or not tree.branches:
         raise ValueError(f"split is {split!r}, but this tower has no stitches and no split; leave it out.")
-    if isinstance(split, int):
+    if split != RANDOM:
         tree.resolve(split)
         return []
-    if split != RANDOM:
-        raise ValueError(f"split is {split!r}; expected a trunk depth, {RANDOM!r}, or nothing for the tree's own.")
-    if len(tree.splits) < 2:
-        raise ValueError(f"split is {RANDOM!r}, but the branches share only the splits {tree.splits}; give one depth.")
-    return tree.splits
+    if len(tree.splits) > 1:
+        return tree.splits
+    names = [b.name for b in tree.branches]
+    apart = [dict(zip(names, own, strict=True)) for own in product(*(b.splits for b in tree.branches))]
+    if len(apart) < 2:
+        raise ValueError(f"split is {RANDOM!r}, but the tree holds one split alone, {apart[0]}; leave it out.")
+    return apart
 
 
 def _clear(folder: Path) -> None:

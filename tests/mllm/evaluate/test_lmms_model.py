@@ -219,7 +219,7 @@ def test_the_record_tells_what_was_run(folder, asked):  # noqa: F811
         ({"splits": 3}, "did you mean split"),
         ({"pretrained": None}, "No model is named"),
         ({"split": 2}, "holds no stitch at split 2"),
-        ({"split": "deep"}, "split is 'deep'; expected a trunk depth, one of 1, 3"),
+        ({"split": "deep"}, "'deep' is no split: expected a depth"),
         ({"batch_size": "auto"}, "batch_size is 'auto'"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"dtype": "int3"}, "dtype is 'int3'"),
