@@ -17,13 +17,13 @@ from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack, unpack
 from vst.demo.tables import cost_rows, detail_rows, error_rows, notes, score_rows, scores_line, show_results
 from vst.fit.config import FitConfig
-from vst.measure.latency import ALL
+from vst.measure.latency import ALL_IN_FULL
 from vst.measure.recommend import measured_rows, recommend
 from vst.results.feature_maps import pca_maps
 from vst.results.folders import Run, write_json
 from vst.tree.encoder import VSTEncoder
 
-RIGHT = {"clip alone": 0.6, "dinov2 alone": 0.3, ALL: 0.8}
+RIGHT = {"clip alone": 0.6, "dinov2 alone": 0.3, ALL_IN_FULL: 0.8}
 TREES = {"ridge": {2: 0.74, 6: 0.66}, "ffm": {2: 0.78, 6: 0.7}}
 PICTURES = 200
 
@@ -63,11 +63,11 @@ def rows(seeds=(0, 1)):
             towers = {f"VST-{split}": tower(share) for split, share in at.items()}
             reports = [report(split, 0.1 * seed) for split in at]
             out.append({"seed": seed, "objective": objective, "towers": towers, "reports": reports, "seconds": {}})
-    times = {ALL: (1.0, 1.25), "clip alone": (0.8, 1.0), "dinov2 alone": (0.2, 0.25), "VST-2": (0.96, 1.2),
+    times = {ALL_IN_FULL: (1.0, 1.25), "clip alone": (0.8, 1.0), "dinov2 alone": (0.2, 0.25), "VST-2": (0.96, 1.2),
              "VST-6": (0.88, 1.1)}  # fmt: skip
     timed = []
     for name, (ratio, trunk) in times.items():
-        kind = "full" if name == ALL else "single" if "alone" in name else "split"
+        kind = "full" if name == ALL_IN_FULL else "single" if "alone" in name else "split"
         sure = {"ratio_sure_low": ratio - 0.01, "ratio_sure_high": ratio + 0.01,
                 "trunk_ratio_sure_low": trunk - 0.01, "trunk_ratio_sure_high": trunk + 0.01}  # fmt: skip
         split = int(name[4:]) if kind == "split" else None
@@ -90,16 +90,16 @@ def iou(share):
 
 def test_shares_and_costs_are_told_of_every_tower(results):
     towers = {r["name"]: r for r in results["towers"]}
-    assert list(towers) == [ALL, "clip alone", "dinov2 alone", "VST-2", "VST-2, ridge", "VST-6", "VST-6, ridge"]
+    assert list(towers) == [ALL_IN_FULL, "clip alone", "dinov2 alone", "VST-2", "VST-2, ridge", "VST-6", "VST-6, ridge"]
     assert results["better"] == {SCENES: "clip alone", SUBCATEGORIES: "clip alone"}
     gain = iou(0.8) - iou(0.6)
-    for name, share in (("VST-2", 0.78), ("VST-6, ridge", 0.66), (ALL, 0.8), ("clip alone", 0.6)):
+    for name, share in (("VST-2", 0.78), ("VST-6, ridge", 0.66), (ALL_IN_FULL, 0.8), ("clip alone", 0.6)):
         found = towers[name]["share"][SCENES]
         assert found["gain"] == pytest.approx(gain, abs=1e-6)
         assert found["share"] == pytest.approx((iou(share) - iou(0.6)) / gain, abs=1e-6)
         assert found["low"] <= found["share"] <= found["high"]
         assert towers[name]["share"][SUBCATEGORIES]["share"] is None
-    assert [towers[n]["extra_flops"] for n in (ALL, "clip alone", "VST-2")] == pytest.approx([1, 0, 0.8])
+    assert [towers[n]["extra_flops"] for n in (ALL_IN_FULL, "clip alone", "VST-2")] == pytest.approx([1, 0, 0.8])
     assert towers["VST-2"]["extra_blocks"] == pytest.approx(9 / 11)
     assert towers["VST-2"]["accuracy"] == pytest.approx((iou(0.78) + 0.5) / 2)
     assert towers["VST-2"]["final_error"] == pytest.approx(0.35)
@@ -113,7 +113,7 @@ def test_tables_hold_means_spreads_and_intervals(results, capsys):
     assert cells[0][4].endswith("not distinguishable from zero")
     assert [line[4] for line in cells[1:]] == ["0 %", "-", "-", "-", "-", "-"]
     heads_of_costs, costs = cost_rows(results)
-    assert [line[0] for line in costs] == [ALL, "clip alone", "dinov2 alone", "VST-2", "VST-6"]
+    assert [line[0] for line in costs] == [ALL_IN_FULL, "clip alone", "dinov2 alone", "VST-2", "VST-6"]
     assert dict(zip(heads_of_costs, costs[3], strict=True))["time / clip alone"] == "1.20 (1.19 .. 1.21)"
     assert by_name["VST-2"]["extra blocks"] == "82 %"
     _, errors = error_rows(results)
@@ -129,15 +129,15 @@ def test_scores_keep_to_their_seeds(tiny):
     tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
     config = DemoConfig(splits=[2, 6], seeds=[1, 0], probe_test=PICTURES)
     made = rows(seeds=(0, 1))
-    made[0]["towers"][ALL] = tower(0.9)  # seed 0
-    found = next(r for r in demo_results(made, config, tree, "ffm")["towers"] if r["name"] == ALL)
+    made[0]["towers"][ALL_IN_FULL] = tower(0.9)  # seed 0
+    found = next(r for r in demo_results(made, config, tree, "ffm")["towers"] if r["name"] == ALL_IN_FULL)
     assert found["tasks"][SCENES] == {"1": iou(0.8), "0": iou(0.9)}
 
 
 def test_the_better_model_need_not_be_the_trunk(tiny, tmp_path):
     """Then shares are told against the branch alone, which stands where it costs what it costs."""
     tree = VSTEncoder.plan(tiny("dinov2", 32, 12), {"clip": tiny("clip", 48, 12)}, [2, 6])
-    made, costs = rows(), {ALL: 1.0, "clip alone": 0.8, "dinov2 alone": 0.2, "VST-2": 0.9, "VST-6": 0.6}
+    made, costs = rows(), {ALL_IN_FULL: 1.0, "clip alone": 0.8, "dinov2 alone": 0.2, "VST-2": 0.9, "VST-6": 0.6}
     for r in made[-1]["rows"]:
         r |= {"flops_ratio": costs[r["name"]], "ratio": costs[r["name"]], "trunk_ratio": costs[r["name"]] / 0.2}
     found = demo_results(

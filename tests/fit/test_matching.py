@@ -180,3 +180,68 @@ def test_linear_cka_written_out():
     assert turned.result() == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="must pair up"):
         CKASums().update(x, y[:3])
+
+
+def test_a_new_objective_is_one_class(tree_of, pictures, tmp_path):
+    """Halfway through the tail: the fit, its units, its cache and its options read all they need from the class."""
+    from vst import FitConfig, fit_stitches
+    from vst.fit.objectives import OBJECTIVES, Objective, register
+
+    @register
+    class Halfway(Objective):
+        name = "halfway"
+
+        def depth(self, enter, stop):
+            return (enter + stop) // 2
+
+    try:
+        tree = tree_of("dinov2", "clip", splits=[1], depths=(4, 4))  # enters at 1, features at 3: compared at 2
+        batch = batch_of(tree, pictures[:8])
+        teacher = Teacher(tree)
+        sums = Calibrations(tree, "halfway")
+        sums.observe(teacher, batch)
+        matcher = Matcher(teacher, "halfway")
+        sums.set_scales(matcher)
+        branch, head = tree.branches["clip"], teacher.heads["clip"]
+        seam = head.taps(batch["target_clip"], [1])[1]
+        own = head.patches(branch.tail.run(seam, 1, 2))
+        z = branch.stitches["1"](tree.trunk.taps(batch[TRUNK_PIXELS], [1])[1], tree.trunk)
+        given = head.patches(branch.tail.run(z, 1, 2))
+        by_hand = ((given - own) / own.flatten(0, 1).double().std(0, unbiased=False).float()).square().mean()
+        wanted = matcher.wanted("clip", teacher.target("clip", batch["target_clip"], matcher.depths("clip")))
+        losses = matcher(teacher.taps(batch[TRUNK_PIXELS]), {"clip": wanted})
+        torch.testing.assert_close(losses, by_hand[None], rtol=1e-4, atol=1e-5)
+        config = FitConfig(objective="halfway", epochs=2, lr=1e-3, cache=str(tmp_path))
+        result = fit_stitches(tree, pictures, config, show_progress=False)
+        assert result.history[-1]["mean"] < float(losses.detach().mean())
+        assert result.cache_bytes == len(pictures) * (1 + 2 * 16 * 48)
+    finally:
+        del OBJECTIVES["halfway"]
+
+
+def test_a_closed_form_that_a_family_has_not_is_an_error(tree_of, pictures):
+    from vst import fit_stitches
+    from vst.tree.stitches import STITCHES, Stitch, register
+
+    @register
+    class Scale(Stitch):
+        family = "scale_for_test"
+
+        def __init__(self, source, target, split):
+            super().__init__(source, target, split)
+            self.by = torch.nn.Parameter(torch.ones(()))
+
+        def transform(self, x, trunk):
+            return (x[:, :1] if self.maps_cls else None), self.by * x[:, self.source.prefix :]
+
+    try:
+        tree = tree_of("dinov2", "clip", widths=(32, 32), stitch="scale_for_test")
+        for form in ("ridge", "procrustes"):
+            with pytest.raises(ValueError, match=f"scale_for_test have no closed form, and '{form}' is nothing else"):
+                fit_stitches(tree, pictures, objective=form, start=form, show_progress=False)
+    finally:
+        del STITCHES["scale_for_test"]
+    for form in ("ridge", "procrustes"):
+        tree = tree_of("dinov2", "dinov2_registers", splits=[2], widths=(32, 32))
+        result = fit_stitches(tree, pictures, objective=form, start=form, show_progress=False)
+        assert result.explained["dinov2_2@2"] > 0.2, form

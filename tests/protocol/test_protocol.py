@@ -186,3 +186,41 @@ def test_the_command_line(config, tmp_path, monkeypatch):
     assert read_json(tmp_path / "run" / "results.json")["config"]["train"]["head_epochs"] == 2
     with pytest.raises(SystemExit, match="known sources: emoji"):
         cli.main(["protocol", "--config", str(file), "--protocol.tasks", '{"x": {"source": "nowhere"}}'])
+
+
+def test_a_new_family_and_a_new_objective_are_one_class_each(config, tmp_path):
+    from torch import nn
+
+    from vst.fit import objectives
+    from vst.tree import stitches
+
+    @stitches.register
+    class Scale(stitches.Stitch):
+        family = "scale_for_test"
+
+        def __init__(self, source, target, split):
+            super().__init__(source, target, split)
+            self.by = nn.Parameter(torch.ones(()))
+
+        def transform(self, x, trunk):
+            return (x[:, :1] if self.maps_cls else None), self.by * x[:, self.source.prefix :]
+
+    @objectives.register
+    class Halfway(objectives.Objective):
+        name = "halfway"
+
+        def depth(self, enter, stop):
+            return (enter + stop) // 2
+
+    try:
+        config = replace(config, families=["linear", "scale_for_test"], objectives=["ridge", "halfway+ffm"])
+        results = run_protocol(tmp_path / "run", config, show=False)
+        rows = [r for r in results["rows"] if r["kind"] == "stitched"]
+        assert {(r["family"], r["objective"]) for r in rows} == {
+            ("linear", "ridge"), ("linear", "halfway+ffm"), ("scale_for_test", "halfway+ffm")
+        }  # fmt: skip
+        assert all(r["stages"]["halfway"]["seconds"] > 0 for r in rows if "+" in r["objective"])
+        with pytest.raises(ValueError, match="The grid has no row: scale_for_test"):
+            run_protocol(tmp_path / "none", replace(config, families=["scale_for_test"], objectives=["ridge"]))
+    finally:
+        del stitches.STITCHES["scale_for_test"], objectives.OBJECTIVES["halfway"]

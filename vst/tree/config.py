@@ -132,8 +132,8 @@ class VSTConfig(TreeOptions):
             if branch.stop != feature_depth(branch.spec, self.feature_layer):
                 raise ValueError(f"Branch {branch.name!r} stops at {branch.stop}, not at layer {self.feature_layer}.")
         if self.split is not None:
-            object.__setattr__(self, "split", as_split(self.split))
-            self.resolve(self.split)
+            split, chosen = as_split(self.split), self.resolve(self.split)
+            object.__setattr__(self, "split", split if isinstance(split, int) else chosen)
         self.fuser()
 
     @property
@@ -183,7 +183,7 @@ class VSTConfig(TreeOptions):
             names = [b.name for b in self.branches]
             if set(split) != set(names):
                 raise ValueError(f"Splits by branch were given for {sorted(split)}; expected exactly {sorted(names)}.")
-            chosen = dict(split)
+            chosen = {name: split[name] for name in names}
         else:
             chosen = {b.name: split for b in self.branches}
         for branch in self.branches:
