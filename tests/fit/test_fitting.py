@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from vst import FitConfig, VSTEncoder, evaluate_stitches, fit_stitches
 from vst.fit.cache import TargetCache, cache_bytes, check_room, digest
+from vst.fit.config import rate_factor
 from vst.fit.heldout import transforms
-from vst.fit.loop import schedule
 from vst.fit.matching import Matcher, Teacher
 
 SCRIPT = Path(__file__).parents[2] / "train" / "stitch.py"
@@ -89,7 +89,7 @@ def test_a_loss_that_is_not_finite_is_named(tree_of, pictures, monkeypatch):
 
 
 def test_schedule_warms_up_and_ends_at_zero():
-    rates = [schedule(i, 100, 0.1) for i in range(100)]
+    rates = [rate_factor(i, 100, 0.1) for i in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[9] == rates[10] == 1
     assert rates[55] == pytest.approx(0.5, abs=0.02)

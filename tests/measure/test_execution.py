@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vst import VSTEncoder
-from vst.measure.execution import EXECUTIONS, executed
+from vst.measure.execution import EXECUTIONS, runner
 from vst.measure.latency import measure_tree
 from vst.tree.baseline import FullEncoders
 
@@ -30,7 +30,7 @@ def test_tokens(tree_of, execution):
 def check_tokens(tree, execution):
     device = next(tree.parameters()).device
     full = FullEncoders.load(tree.config).to(device)
-    call, whole = executed(tree, execution), executed(full, execution)
+    call, whole = runner(tree, execution), runner(full, execution)
     for _ in range(2):
         pixels = torch.randn(2, 3, tree.image_size, tree.image_size, device=device)
         for split in tree.splits:
@@ -60,7 +60,7 @@ def check_compiled(path):
 
 def test_an_unknown_one(tree_of):
     with pytest.raises(ValueError, match="execution is 'fast'; expected eager, streams, graphs, compile"):
-        executed(tree_of("dinov2", "clip"), "fast")
+        runner(tree_of("dinov2", "clip"), "fast")
 
 
 if __name__ == "__main__":

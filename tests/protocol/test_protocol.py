@@ -188,7 +188,7 @@ def test_the_command_line(config, tmp_path, monkeypatch):
         cli.main(["protocol", "--config", str(file), "--protocol.tasks", '{"x": {"source": "nowhere"}}'])
 
 
-def test_a_new_family_and_a_new_objective_are_one_class_each(config, tmp_path):
+def test_a_new_family_and_a_new_objective_are_one_class_each(config, tmp_path, capsys):
     from torch import nn
 
     from vst.fit import objectives
@@ -214,7 +214,9 @@ def test_a_new_family_and_a_new_objective_are_one_class_each(config, tmp_path):
 
     try:
         config = replace(config, families=["linear", "scale_for_test"], objectives=["ridge", "halfway+ffm"])
-        results = run_protocol(tmp_path / "run", config, show=False)
+        results = run_protocol(tmp_path / "run", config)
+        told = "no rows of what a family cannot do: scale_for_test ridge a>b; scale_for_test ridge b>b\n"
+        assert told in capsys.readouterr().err
         rows = [r for r in results["rows"] if r["kind"] == "stitched"]
         assert {(r["family"], r["objective"]) for r in rows} == {
             ("linear", "ridge"), ("linear", "halfway+ffm"), ("scale_for_test", "halfway+ffm")

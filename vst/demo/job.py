@@ -140,7 +140,7 @@ class _Job:
             tokens = tree.taps(there[trunk])
             for depth, x in tokens.items():
                 taps.setdefault(depth, []).append(x.cpu())
-            own[trunk].append(tree.trunk.read(tokens[tree.config.trunk_stop]).cpu())
+            own[trunk].append(tree.trunk.features(tokens[tree.config.trunk_stop]).cpu())
             own[branch].append(target.branch_tokens({branch: there[branch]})[branch].cpu())
         return {
             "taps": {depth: torch.cat(x) for depth, x in taps.items()},

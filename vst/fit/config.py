@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -109,3 +110,11 @@ class FitResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict."""
         return asdict(self)
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Factor of the peak rate at ``step`` of ``steps``: linear warm-up over a share of them, then a cosine to zero."""
+    ramp = max(1, round(warmup * steps))
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from vst.data.pictures import ImageSet, collate
 from vst.fit.cache import TargetCache, check_room, digest
-from vst.fit.config import FitConfig, FitResult
+from vst.fit.config import FitConfig, FitResult, rate_factor
 from vst.fit.heldout import StitchReport, UnreadableHeldout, evaluate_stitches
 from vst.fit.matching import (
     TRUNK_PIXELS,
@@ -30,7 +30,6 @@ from vst.fit.matching import (
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for, check_engine, gathered
-from vst.fit.schedule import schedule
 from vst.fit.states import PROGRESS, drop_states, latest_state, save_state
 from vst.models.vfm import VFM
 from vst.results.folders import Run, read_json
@@ -227,7 +226,7 @@ class _Fit:
             self.skipped.update(saved["skipped"])
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = [batch[rank::world] for batch in plan[first:]]
-        loader = DataLoader(self.data, batch_sampler=_Shares(shares), collate_fn=collate, num_workers=config.workers)
+        loader = DataLoader(self.data, batch_sampler=shares, collate_fn=collate, num_workers=config.workers)
         began, window = time.monotonic(), _Window(matcher.keys)
         for branch in self.tree.branches.values():
             branch.tail.checkpointing = config.checkpointing
@@ -236,7 +235,7 @@ class _Fit:
                 bar.skip(first)
                 for step, (pixels, kept, skipped) in enumerate(loader, start=first):
                     self.skipped.update({s.name: s.reason for s in skipped})
-                    rate = config.lr * schedule(step, len(plan), config.warmup)
+                    rate = config.lr * rate_factor(step, len(plan), config.warmup)
                     for group in optimizer.param_groups:
                         group["lr"] = rate
                     rows = [shares[step - first][i] for i in kept]
@@ -377,19 +376,6 @@ class _Fit:
             for r in values.pop("reports")
         ]
         return FitResult(reports=reports, **values)
-
-
-class _Shares:
-    """A batch sampler of ready lists."""
-
-    def __init__(self, shares: list[list[int]]) -> None:
-        self.shares = shares
-
-    def __iter__(self) -> Any:
-        return iter(self.shares)
-
-    def __len__(self) -> int:
-        return len(self.shares)
 
 
 class _Window:

@@ -15,7 +15,7 @@ EXECUTIONS = ("eager", *MODES, "compile")
 _RECOMPILES = 64  # torch stops compiling a function after eight; here every split and shape is one
 
 
-def executed(tower: VSTEncoder | FullEncoders, execution: str = "eager") -> Callable[..., Any]:
+def runner(tower: VSTEncoder | FullEncoders, execution: str = "eager") -> Callable[..., Any]:
     """A tower's call, with the same tokens to the rounding of its kernels; for inference.
 
     Args:

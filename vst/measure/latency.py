@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from vst.measure.cost import full_cost, model_cost, tree_cost
-from vst.measure.execution import executed
+from vst.measure.execution import runner
 from vst.measure.memory import working_mb
 from vst.results.progress import progress
 from vst.tree.baseline import FullEncoders
@@ -240,7 +240,7 @@ def _over_trunk(times: Latency) -> dict[str, float]:
 
 def _make_call(tower: Any, execution: str, pixels: Any, **options: Any) -> Callable[[], Any]:
     """Prepare a call of a tower by an execution of its own, whose graphs need not make room for others'."""
-    return torch.no_grad()(partial(executed(tower, execution), pixels, **options))
+    return torch.no_grad()(partial(runner(tower, execution), pixels, **options))
 
 
 def _first_call(make: Callable[[], Callable[[], Any]]) -> None:

@@ -146,7 +146,7 @@ class VFM(nn.Module):
         """Drop the prefix tokens: ``[B, T, D]`` to ``[B, N, D]``."""
         return x[:, self.spec.prefix :]
 
-    def read(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         """Patch tokens ``[B, N, D]`` of tokens ``[B, T, D]``, after the final norm where the model holds it."""
         return self.patches(x if self.norm is None else self.norm(x))
 

@@ -71,8 +71,7 @@ def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
                     source, target = config.ends(direction)
                     a, b = specs[source], specs[target]
                     for family in config.families:
-                        kind = STITCHES[family]
-                        if not kind.supports(a, b) or (is_closed(chain[0]) and not kind.closed_form):
+                        if not _made(family, chain, a, b):
                             continue
                         for depth, enter in places[source, target]:
                             out.append(Cell(task, source, target, family, depth, enter, chain, seed))
@@ -82,6 +81,22 @@ def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
             "widths), or have no closed form to begin these objectives with; add another family or objective."
         )
     return out
+
+
+def _made(family: str, chain: Chain, source: VFMSpec, target: VFMSpec) -> bool:
+    kind = STITCHES[family]
+    return kind.supports(source, target) and (kind.closed_form or not is_closed(chain[0]))
+
+
+def left_out(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[str]:
+    """What the grid asks for and no row is made of, as ``family objective direction``."""
+    return [
+        f"{family} {name_of(chain)} {direction}"
+        for family in config.families
+        for chain in map(parse_chain, config.objectives)
+        for direction in config.directions
+        if not _made(family, chain, *(specs[end] for end in config.ends(direction)))
+    ]
 
 
 def _places(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[tuple[str, str], list[tuple[int, int]]]:

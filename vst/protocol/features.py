@@ -73,8 +73,8 @@ class Counts:
         self.pushed[model] = self.pushed.get(model, 0) + pictures
         write_json(self.path, self.pushed)
 
-    def read(self, model: str, pictures: int) -> None:
-        """Count pictures that would have been run."""
+    def would_push(self, model: str, pictures: int) -> None:
+        """Count pictures that would have been run through a model with nothing kept."""
         self.naive[model] = self.naive.get(model, 0) + pictures
 
     def take(self) -> dict[str, int]:
@@ -203,5 +203,5 @@ class FeatureStore:
             for depth in set(depths):
                 out[model, depth] = self.cache(model, depth).read(rows, self.models.device)[depth]
             if counted:
-                self.counts.read(model, len(rows))
+                self.counts.would_push(model, len(rows))
         return out

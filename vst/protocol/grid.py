@@ -17,13 +17,13 @@ from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
 from vst.measure.cost import model_cost
 from vst.protocol import offline, sources  # noqa: F401 (their tasks are registered)
-from vst.protocol.bench import Bench
-from vst.protocol.cells import Cell, cells, work
+from vst.protocol.cells import Cell, cells, left_out, work
 from vst.protocol.chains import name_of
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.features import Counts, FeatureStore, Models
 from vst.protocol.measures import cka_map, majority, measure, measure_model, rescues
 from vst.protocol.report import write_report
+from vst.protocol.seeded_task import SeededTask
 from vst.protocol.tasks import Task, draw, make_task
 from vst.results.folders import Run, atomic_path, read_json, write_json
 from vst.tree.stitches import StitchSpec
@@ -113,16 +113,18 @@ class _Grid:
         left = {cell: w for cell, w in pictures.items() if not self.run.has(cell.key)}
         finished, spent, done = len(self.todo) - len(left), 0.0, 0.0
         self._say(f"{len(self.todo)} rows, {finished} of them finished before")
+        if absent := left_out(self.config, specs):
+            self._say(f"no rows of what a family cannot do: {'; '.join(absent)}")
         for seed in self.config.seeds:
             for name in self.config.tasks:
                 mine = [cell for cell in left if (cell.task, cell.seed) == (name, seed)]
                 if not mine and self._baselines_done(name, seed):
                     continue
-                bench = self._bench(name, seed, mine)
-                self._baselines(bench, compared=bool(mine))
+                seeded = self._seeded(name, seed, mine)
+                self._baselines(seeded, compared=bool(mine))
                 for cell in mine:
                     began = time.monotonic()
-                    row = self._row(bench, cell)
+                    row = self._row(seeded, cell)
                     self.run.add(row, cell.key)
                     spent, done, finished = spent + time.monotonic() - began, done + left[cell], finished + 1
                     rest = spent / done * (sum(left.values()) - done)
@@ -147,7 +149,7 @@ class _Grid:
         maps = (_cka_key(name, a, b, seed, self.config.cka_depths) for a, b in self._pairs())
         return all(self.run.has(k) for k in [*keys, *maps])
 
-    def _bench(self, name: str, seed: int, mine: Sequence[Cell]) -> Bench:
+    def _seeded(self, name: str, seed: int, mine: Sequence[Cell]) -> SeededTask:
         task, config = self.tasks[name], self.config
         store = self._by_task.get(name) or FeatureStore(
             self.root,
@@ -178,14 +180,14 @@ class _Grid:
         for part, rows in vars(division).items():
             if not rows:
                 raise ValueError(f"Task {name!r} has no readable {part} pictures; give readable ones.")
-        bench = Bench(name, task, division, store, config, self.run.folder, seed, show=self.show)
+        seeded = SeededTask(name, task, division, store, config, self.run.folder, seed, show=self.show)
         known = {r.get("data") for r in self.run.rows() if (r["task"], r["seed"]) == (name, seed)}
-        if known - {bench.data}:
+        if known - {seeded.data}:
             raise ValueError(
                 f"{self.run.folder} has rows of task {name!r}, seed {seed}, that saw other pictures or labels than now "
                 "(some were added, renamed or not readable): put them back, or give another out folder."
             )
-        return bench
+        return seeded
 
     def _depths(self, mine: Sequence[Cell]) -> dict[str, list[int]]:
         """All that these rows, and the models alone, read of each model."""
@@ -196,73 +198,73 @@ class _Grid:
             out[cell.target] |= {cell.enter, *(OBJECTIVES[s].depth(cell.enter, stop) for s in cell.chain)}
         return {name: sorted(depths) for name, depths in out.items()}
 
-    def _baselines(self, bench: Bench, compared: bool) -> None:
+    def _baselines(self, seeded: SeededTask, compared: bool) -> None:
         """A linear probe of each model alone, the majority class, and the maps of agreement.
 
         Args:
             compared: rows are to come that are compared with the models' predictions.
         """
         for name in self._used():
-            key = _model_key(bench.name, name, bench.seed)
-            if self.run.has(key) and (self._predictions(bench, name).exists() or not compared):
+            key = _model_key(seeded.name, name, seeded.seed)
+            if self.run.has(key) and (self._predictions(seeded, name).exists() or not compared):
                 continue
             began, spec = time.monotonic(), self.models.specs[name]
-            head, patches = bench.head(name), self.models[name].patches
-            facts = bench.train_head(
+            head, patches = seeded.head(name), self.models[name].patches
+            facts = seeded.train_head(
                 head,
                 lambda rows, name=name, last=spec.depth, patches=patches: patches(
-                    bench.store.batch(rows, {name: [last]})[name, last]
+                    seeded.store.batch(rows, {name: [last]})[name, last]
                 ),
                 key,
             )
-            most_frequent = majority(bench)
-            score, given = measure_model(bench, name, head)
-            with atomic_path(self._predictions(bench, name)) as path:
+            most_frequent = majority(seeded)
+            score, given = measure_model(seeded, name, head)
+            with atomic_path(self._predictions(seeded, name)) as path:
                 save_file({"given": given.to(torch.int32)}, path)
             if self.run.has(key):  # a folder of rows alone: its predictions are made again
                 self.counts.take()
                 continue
             cost = model_cost(spec, self.config.grid, spec.depth)
-            row = {"kind": "model", **self._common(bench), "model": name, "score": score}
-            row |= {"metric": _metric(bench), "majority": most_frequent, "chance": _chance(bench)}
-            row |= {"classes": len(bench.task.classes), "pictures": _sizes(bench), "stages": {"head": facts}}
+            row = {"kind": "model", **self._common(seeded), "model": name, "score": score}
+            row |= {"metric": _metric(seeded), "majority": most_frequent, "chance": _chance(seeded)}
+            row |= {"classes": len(seeded.task.classes), "pictures": _sizes(seeded), "stages": {"head": facts}}
             row |= {"parameters": cost.parameters, "flops": cost.flops, "seconds": time.monotonic() - began}
             row["naive_pictures"] = _sums([facts["naive_pictures"], self.counts.take()])
             self.run.add(row, key)
             self._say(f"{key}: {row['metric']} {100 * score:.1f} % (majority {100 * most_frequent:.1f} %)")
         for a, b in self._pairs():
-            key = _cka_key(bench.name, a, b, bench.seed, self.config.cka_depths)
+            key = _cka_key(seeded.name, a, b, seeded.seed, self.config.cka_depths)
             if not self.run.has(key):
-                row = {"kind": "cka", **self._common(bench), "source": a, "target": b}
-                row |= {"depths": self.config.cka_depths, "cka": cka_map(bench, a, b)}
+                row = {"kind": "cka", **self._common(seeded), "source": a, "target": b}
+                row |= {"depths": self.config.cka_depths, "cka": cka_map(seeded, a, b)}
                 self.run.add({**row, "naive_pictures": self.counts.take()}, key)
 
-    def _common(self, bench: Bench) -> dict[str, Any]:
-        facts = {"task": bench.name, "seed": bench.seed, "data": bench.data}
+    def _common(self, seeded: SeededTask) -> dict[str, Any]:
+        facts = {"task": seeded.name, "seed": seeded.seed, "data": seeded.data}
         return {**facts, "device": self.models.device.type, "precision": self.config.precision}
 
-    def _predictions(self, bench: Bench, model: str) -> Path:
-        name = f"{bench.known(model)},{_model_key(bench.name, model, bench.seed)}"
+    def _predictions(self, seeded: SeededTask, model: str) -> Path:
+        name = f"{seeded.known(model)},{_model_key(seeded.name, model, seeded.seed)}"
         return self.run.path("predictions") / f"{name}.safetensors"
 
-    def _row(self, bench: Bench, cell: Cell) -> dict[str, Any]:
-        stitched, head, stages = bench.chain(cell)
+    def _row(self, seeded: SeededTask, cell: Cell) -> dict[str, Any]:
+        stitched, head, stages = seeded.chain(cell)
         began = time.monotonic()
         self.counts.take()
-        measures, given = measure(bench, stitched, head)
-        alone = [load_file(self._predictions(bench, m))["given"].long() for m in (cell.source, cell.target)]
+        measures, given = measure(seeded, stitched, head)
+        alone = [load_file(self._predictions(seeded, m))["given"].long() for m in (cell.source, cell.target)]
         cost, spec = stitched.cost(), self.models.specs[cell.target]
         return {
             "kind": "stitched",
-            **self._common(bench),
+            **self._common(seeded),
             **{k: v for k, v in vars(cell).items() if k != "chain"},
             "objective": name_of(cell.chain),
-            "metric": _metric(bench),
+            "metric": _metric(seeded),
             **measures,
-            **rescues(given, alone[0], alone[1], bench.test_labels),
+            **rescues(given, alone[0], alone[1], seeded.test_labels),
             "parameters": cost.parameters,
             "stitch_parameters": sum(p.numel() for p in stitched.stitch.parameters()),
-            "head_parameters": (spec.width + 1) * len(bench.task.classes),
+            "head_parameters": (spec.width + 1) * len(seeded.task.classes),
             "flops": cost.flops,
             "stages": stages,
             "seconds": time.monotonic() - began + sum(stage["seconds"] for stage in stages.values()),
@@ -278,17 +280,17 @@ def _sums(counts: Sequence[dict[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _chance(bench: Bench) -> float | None:
+def _chance(seeded: SeededTask) -> float | None:
     """Of guessing evenly; mIoU has no such number that is independent of the masks."""
-    return 1 / len(bench.task.classes) if bench.task.kind == "classification" else None
+    return 1 / len(seeded.task.classes) if seeded.task.kind == "classification" else None
 
 
-def _metric(bench: Bench) -> str:
-    return "accuracy" if bench.task.kind == "classification" else "mIoU"
+def _metric(seeded: SeededTask) -> str:
+    return "accuracy" if seeded.task.kind == "classification" else "mIoU"
 
 
-def _sizes(bench: Bench) -> dict[str, int]:
-    return {part: len(rows) for part, rows in vars(bench.division).items()}
+def _sizes(seeded: SeededTask) -> dict[str, int]:
+    return {part: len(rows) for part, rows in vars(seeded.division).items()}
 
 
 def _model_key(task: str, model: str, seed: int) -> str:

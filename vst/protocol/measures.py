@@ -10,12 +10,12 @@ from torch import Tensor
 
 from vst.data.probes import IGNORED, ClassCounts, LinearHead
 from vst.fit.similarity import AgreementSums, CKASums, FrechetSums
-from vst.protocol.bench import Bench
+from vst.protocol.seeded_task import SeededTask
 from vst.protocol.stitched import Stitched
 
 
 @torch.no_grad()
-def measure(bench: Bench, stitched: Stitched, head: LinearHead) -> tuple[dict[str, Any], Tensor]:
+def measure(seeded: SeededTask, stitched: Stitched, head: LinearHead) -> tuple[dict[str, Any], Tensor]:
     """Agreement at the seam and at the end, distance of the tail's inputs, score; and the predictions.
 
     Returns:
@@ -24,24 +24,24 @@ def measure(bench: Bench, stitched: Stitched, head: LinearHead) -> tuple[dict[st
     cell, patches = stitched.cell, stitched.target.patches
     last = stitched.target.spec.depth
     seam, end, distance = AgreementSums(), AgreementSums(), FrechetSums()
-    counts, given = ClassCounts(len(bench.task.classes)), []
+    counts, given = ClassCounts(len(seeded.task.classes)), []
     wanted = {cell.source: {stitched.reads}}
     wanted.setdefault(cell.target, set()).update({cell.enter, last})
-    rows = bench.division.test
+    rows = seeded.division.test
     for at in range(0, len(rows), 32):
         part = rows[at : at + 32]
-        state = bench.store.batch(part, {k: sorted(v) for k, v in wanted.items()})
-        with bench.autocast():
+        state = seeded.store.batch(part, {k: sorted(v) for k, v in wanted.items()})
+        with seeded.autocast():
             z = stitched.seam(state[cell.source, stitched.reads])
             y = stitched.end(z).float()
         own = patches(state[cell.target, cell.enter])
         seam.update(patches(z).float(), own)
         distance.update(patches(z).float(), own)
         end.update(y, patches(state[cell.target, last]))
-        given.append(_predict(bench, head, y, part))
-        counts.update(given[-1], bench.labels(part))
+        given.append(_predict(seeded, head, y, part))
+        counts.update(given[-1], seeded.labels(part))
     out = {
-        "score": counts.score(bench.task.kind),
+        "score": counts.score(seeded.task.kind),
         "seam": seam.result().to_dict(),
         "end": end.result().to_dict(),
         "distance": distance.result(),
@@ -50,36 +50,36 @@ def measure(bench: Bench, stitched: Stitched, head: LinearHead) -> tuple[dict[st
 
 
 @torch.no_grad()
-def measure_model(bench: Bench, model: str, head: LinearHead) -> tuple[float, Tensor]:
+def measure_model(seeded: SeededTask, model: str, head: LinearHead) -> tuple[float, Tensor]:
     """Score and predictions of one model alone."""
-    last, rows = bench.models.specs[model].depth, bench.division.test
-    counts, given = ClassCounts(len(bench.task.classes)), []
+    last, rows = seeded.models.specs[model].depth, seeded.division.test
+    counts, given = ClassCounts(len(seeded.task.classes)), []
     for at in range(0, len(rows), 32):
         part = rows[at : at + 32]
-        y = bench.models[model].patches(bench.store.batch(part, {model: [last]})[model, last])
-        given.append(_predict(bench, head, y, part))
-        counts.update(given[-1], bench.labels(part))
-    return counts.score(bench.task.kind), torch.cat(given).cpu()
+        y = seeded.models[model].patches(seeded.store.batch(part, {model: [last]})[model, last])
+        given.append(_predict(seeded, head, y, part))
+        counts.update(given[-1], seeded.labels(part))
+    return counts.score(seeded.task.kind), torch.cat(given).cpu()
 
 
-def _predict(bench: Bench, head: LinearHead, patches: Tensor, rows: list[int]) -> Tensor:
-    return head.resized(head(head.pool(patches)), bench.labels(rows)).argmax(1)
+def _predict(seeded: SeededTask, head: LinearHead, patches: Tensor, rows: list[int]) -> Tensor:
+    return head.resized(head(head.pool(patches)), seeded.labels(rows)).argmax(1)
 
 
-def majority(bench: Bench) -> float:
+def majority(seeded: SeededTask) -> float:
     """Score of always giving the training pictures' most frequent class."""
-    seen, counts = (ClassCounts(len(bench.task.classes)) for _ in range(2))
-    for labels in _labels(bench, bench.division.train):
+    seen, counts = (ClassCounts(len(seeded.task.classes)) for _ in range(2))
+    for labels in _labels(seeded, seeded.division.train):
         seen.update(labels, labels)
     most_frequent = int(seen.wanted.argmax())
-    for labels in _labels(bench, bench.division.test):
+    for labels in _labels(seeded, seeded.division.test):
         counts.update(torch.full_like(labels, most_frequent), labels)
-    return counts.score(bench.task.kind)
+    return counts.score(seeded.task.kind)
 
 
-def _labels(bench: Bench, rows: list[int]) -> Iterator[Tensor]:
+def _labels(seeded: SeededTask, rows: list[int]) -> Iterator[Tensor]:
     """Of 32 pictures at a time."""
-    return (bench.labels(rows[at : at + 32]) for at in range(0, len(rows), 32))
+    return (seeded.labels(rows[at : at + 32]) for at in range(0, len(rows), 32))
 
 
 def rescues(given: Tensor, first: Tensor, second: Tensor, labels: Tensor) -> dict[str, int]:
@@ -100,12 +100,12 @@ def rescues(given: Tensor, first: Tensor, second: Tensor, labels: Tensor) -> dic
 
 
 @torch.no_grad()
-def cka_map(bench: Bench, source: str, target: str) -> list[list[float]]:
+def cka_map(seeded: SeededTask, source: str, target: str) -> list[list[float]]:
     """Linear CKA of patch tokens by depth: rows are the source's ``cka_depths``, columns the target's."""
-    depths, rows = bench.config.cka_depths, bench.division.test[: bench.config.cka_pictures]
+    depths, rows = seeded.config.cka_depths, seeded.division.test[: seeded.config.cka_pictures]
     sums = {(i, j): CKASums() for i in depths for j in depths}
     for at in range(0, len(rows), 32):
-        out = bench.store.batch(rows[at : at + 32], dict.fromkeys((source, target), depths))
+        out = seeded.store.batch(rows[at : at + 32], dict.fromkeys((source, target), depths))
         for (i, j), value in sums.items():
-            value.update(bench.models[source].patches(out[source, i]), bench.models[target].patches(out[target, j]))
+            value.update(seeded.models[source].patches(out[source, i]), seeded.models[target].patches(out[target, j]))
     return [[sums[i, j].result() for j in depths] for i in depths]

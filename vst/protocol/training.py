@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vst.fit.schedule import schedule
+from vst.fit.config import rate_factor
 from vst.protocol.config import TrainConfig
 from vst.results.progress import progress
 
@@ -121,7 +121,7 @@ class Trainer:
 
     def _step(self, optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, rows: Sequence[int]) -> float:
         for group in optimizer.param_groups:
-            group["lr"] = rate * schedule(step, steps, self.config.warmup)
+            group["lr"] = rate * rate_factor(step, steps, self.config.warmup)
         loss = self.loss(rows)
         loss.backward()
         optimizer.step()

@@ -75,7 +75,7 @@ class FullEncoders(nn.Module):
         for name in dict.fromkeys(same.values()):
             model = self.models[name]
             with schedule.fork(name, pixels[name]):
-                made[name] = model.read(model.taps(pixels[name], [model.stop])[model.stop])
+                made[name] = model.features(model.taps(pixels[name], [model.stop])[model.stop])
         schedule.join(*made.values())
         return {name: made[first] for name, first in same.items()}
 

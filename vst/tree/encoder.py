@@ -281,9 +281,9 @@ class VSTEncoder(OnDisk):
             for name, split in leaving.get(depth, ()):
                 branch = self.branches[name]
                 with schedule.fork(name, x):
-                    made[name, split] = branch.tail.read(branch(x, split, self.trunk))
+                    made[name, split] = branch.tail.features(branch(x, split, self.trunk))
             if config.keep_trunk and depth == config.trunk_stop:
-                made[config.trunk_name, -1] = self.trunk.read(x)
+                made[config.trunk_name, -1] = self.trunk.features(x)
         schedule.join(*made.values())
         return [{name: made[name, chosen.get(name, -1)] for name in config.names} for chosen in choices]
 

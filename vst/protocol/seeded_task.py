@@ -30,7 +30,7 @@ from vst.tree.ridge import ChannelSums
 from vst.tree.stitches import Calibration
 
 
-class Bench:
+class SeededTask:
     """One task at one seed.
 
     Args:
