@@ -1,9 +1,11 @@
-"""The commands of ``python -m llava_integration``, each with its options as parameters."""
+"""The commands of ``python -m llava_integration``, each with its options as parameters.
+
+What a command alone needs is imported when it runs.
+"""
 
 from __future__ import annotations
 
-from llava_integration.answer.ask import Question, ask
-from llava_integration.demo.job import LlavaDemoConfig, run_demo
+from llava_integration.demo.config import LlavaDemoConfig
 from llava_integration.evaluate.lmms.commands import evaluate, tasks
 from llava_integration.evaluate.sweep import sweep
 from llava_integration.hosts.doctor import doctor
@@ -22,6 +24,8 @@ def demo(
         demo: what to run.
         overwrite: start again; a run that is there is gone on with otherwise.
     """
+    from llava_integration.demo.job import run_demo
+
     run_demo(out, demo, resume=not overwrite, overwrite=overwrite)
 
 
@@ -42,6 +46,7 @@ def answer(
     """
     from pathlib import Path
 
+    from llava_integration.answer.ask import Question, ask
     from llava_integration.models.assemble import load
 
     whole, processor = load(model)

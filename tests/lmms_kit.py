@@ -13,7 +13,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-from llava_integration.demo import scenes
+from llava_integration.answer import scenes
 from llava_integration.evaluate.lmms import write
 from llava_integration.evaluate.lmms.model import VSTLlava
 from llava_integration.models.assemble import assemble

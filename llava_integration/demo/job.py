@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ import torch
 from PIL import Image
 
 import llava_integration  # noqa: F401 (makes transformers know the tower)
+from llava_integration.answer import easy_vqa, scenes
 from llava_integration.answer.ask import Question, ask
 from llava_integration.answer.scoring import correct, majority, score
-from llava_integration.demo import assets, easy_vqa, scenes
+from llava_integration.demo import assets
+from llava_integration.demo.config import LlavaDemoConfig
 from llava_integration.demo.page import write_page
 from llava_integration.models import assemble
 from llava_integration.train.config import TuneConfig
@@ -31,8 +33,7 @@ from llava_integration.train.plots import depth_curve, loss_curve
 from llava_integration.train.training import ModelConfig, train
 from vst.demo import assets as encoders
 from vst.demo import emoji
-from vst.demo.config import MODELS, partner
-from vst.fit.config import FitConfig
+from vst.demo.config import MODELS
 from vst.fit.loop import fit_stitches
 from vst.fit.precision import has_bf16, uses_bf16
 from vst.models.checkpoints import describe
@@ -41,62 +42,6 @@ from vst.tree.encoder import VSTEncoder
 
 TRAIN_STYLES, TEST_STYLE = ("noto", "twemoji"), "fluent"
 STAGES = ("pretrain", "finetune")
-
-
-@dataclass(frozen=True)
-class LlavaDemoConfig:
-    """What the demo runs.
-
-    Attributes:
-        trunk: clip or dinov2: the model that sees the pixels; the other one is the branch.
-        splits: trunk depths, of 12, that the tree holds; training draws one for each step.
-        grid: patches a side.
-        fit_pictures, fit: of the stitches.
-        seeds: of data, projector and order; the first one's model is what is left.
-        fixed: depths that models of their own are trained at, to compare the random one with.
-        easy_vqa, scenes: training pictures of each kind, with all their questions.
-        start: of the projector, random or ridge (closed form, from captions).
-        pretrain_steps, finetune_steps: of stage 1 (the projector, on captions) and of stage 2 (projector and language
-            model, on captions and questions together: the answers of one word alone teach a small model to guess).
-        pretrain_lr, finetune_lr, projector_lr: learning rates, the last the projector's in stage 2. A small model in a
-            few minutes wants a larger one than LLaVA-1.5's, and a projector that starts from the closed form smaller
-            ones: 1e-3 wipes its start out within ten steps.
-        batch_size: conversations a step.
-        precision: of the language model's training and answers: bf16 (autocast), fp32, or auto: bf16 where the device
-            has arithmetic for it.
-        questions: of each test set.
-        depth_questions: of each test set, at every depth.
-        split: depth of the scores that are shown first; default: the shallowest.
-    """
-
-    trunk: str = "clip"
-    splits: list[int] = field(default_factory=lambda: [2, 6, 10])
-    grid: int = 8
-    fit_pictures: int = 400
-    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, save_every=10))
-    seeds: list[int] = field(default_factory=lambda: [0])
-    fixed: list[int] = field(default_factory=list)
-    easy_vqa: int = 1000
-    scenes: int = 2000
-    start: str = "ridge"
-    pretrain_steps: int = 20
-    finetune_steps: int = 300
-    pretrain_lr: float = 1e-4
-    finetune_lr: float = 3e-4
-    projector_lr: float = 5e-5
-    batch_size: int = 4
-    precision: str = "auto"
-    questions: int = 500
-    depth_questions: int = 200
-    split: int | None = None
-
-    def __post_init__(self) -> None:
-        partner(self.trunk)
-
-    @property
-    def branch(self) -> str:
-        """The model that is not the trunk."""
-        return partner(self.trunk)
 
 
 def run_demo(

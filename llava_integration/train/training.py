@@ -11,17 +11,10 @@ from dataclasses import asdict, dataclass, field
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_integration.models import assemble
 from llava_integration.models.llava import build_projector
@@ -30,7 +23,6 @@ from llava_integration.train import tuning
 from llava_integration.train.config import TrainerConfig, TuneConfig, processes
 from llava_integration.train.data import Collate, Conversations, DataConfig
 from llava_integration.train.start import ridge_start
-from llava_integration.train.trainer import MLLMTrainer, last_checkpoint
 from vst.fit.allocator import keep_freed_memory
 from vst.results.folders import Run, read_json
 from vst.tree.baseline import FullTower
@@ -39,6 +31,9 @@ from vst.tree.encoder import VSTEncoder
 from vst.tree.options import TreeArgs
 from vst.tree.projector import ProjectorSpec
 from vst.tree.saving import read_config, weight_files
+
+if TYPE_CHECKING:
+    from llava_integration.train.trainer import MLLMTrainer
 
 RANDOM, STAGING = "random", ".model"
 # What transformers writes of a model and its processor beside the weights, whichever kind they are of.
@@ -201,6 +196,11 @@ def _train(
     model: ModelConfig, data: DataConfig, folder: Path, tune: TuneConfig, split: int | dict[str, int] | str | None,
     splits: Sequence[Split], values: dict[str, Any], run: Run | None,
 ) -> None:  # fmt: skip
+    # What is imported here brings datasets and peft along, which nobody needs who only asks for the options.
+    from transformers import TrainingArguments, set_seed
+
+    from llava_integration.train.trainer import MLLMTrainer, last_checkpoint
+
     began = time.monotonic()
     if values["use_cpu"]:
         keep_freed_memory()

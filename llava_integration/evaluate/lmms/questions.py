@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_integration.answer import easy_vqa, scenes
 from llava_integration.answer.ask import Question
-from llava_integration.demo import assets, easy_vqa, scenes
 from vst.demo import assets as pictures
 from vst.results.folders import read_json, write_json
 
@@ -42,7 +42,7 @@ def _scenes(kinds: Sequence[str]) -> Callable[[int, Path, Path], list[Question]]
 
 
 DATASETS = {
-    "vst_easy_vqa": Source(lambda count, folder, root: easy_vqa.questions(root, count), assets.prepare_easy_vqa),
+    "vst_easy_vqa": Source(lambda count, folder, root: easy_vqa.questions(root, count), easy_vqa.prepare),
     "vst_scenes": Source(_scenes(scenes.KINDS), pictures.prepare_emoji),
     "vst_labels": Source(_scenes((scenes.LABEL,)), pictures.prepare_emoji),
 }

@@ -21,7 +21,8 @@ from PIL import Image
 
 transformers = pytest.importorskip("transformers")
 
-from llava_integration.demo import assets, easy_vqa, scenes  # noqa: E402
+from llava_integration.answer import easy_vqa, scenes  # noqa: E402
+from llava_integration.demo import assets  # noqa: E402
 from vst.demo import emoji  # noqa: E402
 from vst.demo.assets import Package, home, prepare_emoji  # noqa: E402
 from vst.demo.assets import prepare as prepare_vst  # noqa: E402
@@ -548,7 +549,7 @@ class TestScenes:
 
     def test_same_in_another_process(self, emoji_root, tmp_path):
         script = (
-            "import sys; from pathlib import Path; from llava_integration.demo import scenes\n"
+            "import sys; from pathlib import Path; from llava_integration.answer import scenes\n"
             "root, folder = map(Path, sys.argv[1:])\n"
             "scenes.write(folder / 'train', root, 6, seed=5); scenes.questions(folder / 'test', root, 9, seed=5)"
         )
@@ -626,7 +627,7 @@ class TestRealAssets:
         assert not (home() / "archives").exists()
 
     def test_easy_vqa(self, ready):
-        assert assets.prepare_easy_vqa(quiet=True) == ready.easy_vqa
+        assert easy_vqa.prepare(quiet=True) == ready.easy_vqa
         records = easy_vqa.conversations(ready.easy_vqa)
         assert len(records) == 4000
         assert sum(len(turns_of(record)) for record in records) == 38_575

@@ -16,7 +16,7 @@ from lmms_kit import EASY_VQA, Answering, folder, questions, roots  # noqa: F401
 from PIL import Image
 
 import llava_integration.commands as commands
-from llava_integration.demo import scenes
+from llava_integration.answer import scenes
 from llava_integration.evaluate.lmms import DATASETS, TASKS, EvaluationFailed, evaluate, write
 from llava_integration.models.assemble import load
 from llava_integration.train.config import TuneConfig

@@ -340,12 +340,12 @@ def test_tune_is_checked():
 
 
 def test_out_of_memory_is_told_with_advice(kit, tmp_path, monkeypatch):
-    from llava_integration.train import training
+    from llava_integration.train.trainer import MLLMTrainer
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training.MLLMTrainer, "training_step", full)
+    monkeypatch.setattr(MLLMTrainer, "training_step", full)
     with pytest.raises(RuntimeError, match=r"Out of memory .*--dry-run"):
         train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1))
 

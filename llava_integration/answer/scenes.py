@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from llava_integration.answer.ask import Question
-from llava_integration.demo import record
+from llava_integration.answer.ask import Question, record
 from vst.demo import emoji
 from vst.results.folders import atomic_path, write_json
 

