@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vst.tree.config import MODEL_TYPE, VSTConfig, as_split
-from vst.tree.fusion import MULTIPLIES_TOKENS
+from vst.tree.fusion import FUSIONS
 
 LOG = logging.getLogger("llava_integration")
 PREFIX = "vst:"
@@ -58,7 +58,7 @@ def check_options(tree: VSTConfig, args: Any) -> None:
             f"mm_vision_select_feature is {feature!r}; a tree hands over patch tokens alone: set it to 'patch'."
         )
     wanted = [str(getattr(args, name, None) or "") for name in ("mm_patch_merge_type", "image_aspect_ratio")]
-    if tree.fusion in MULTIPLIES_TOKENS and (wanted[0].startswith("spatial") or "anyres" in wanted[1]):
+    if FUSIONS[tree.fusion].multiplies and (wanted[0].startswith("spatial") or "anyres" in wanted[1]):
         raise ValueError(no_grid(tree))
     layer = getattr(args, "mm_vision_select_layer", None)
     if layer is not None and layer != tree.feature_layer:

@@ -23,7 +23,7 @@ from llava_integration.hosts.renamed import own_names, rename
 from vst.models.vfm import VFM
 from vst.tree.config import Split, VSTConfig
 from vst.tree.encoder import VSTEncoder
-from vst.tree.fusion import MULTIPLIES_TOKENS
+from vst.tree.fusion import FUSIONS
 from vst.tree.saving import read_config
 
 LOG = logging.getLogger("llava_integration")
@@ -287,7 +287,7 @@ class VSTVisionTower(nn.Module):
         Raises:
             ValueError: they are no grid.
         """
-        if self.tree_config.fusion in MULTIPLIES_TOKENS:
+        if FUSIONS[self.tree_config.fusion].multiplies:
             raise ValueError(no_grid(self.tree_config))
         return self.tree_config.grid
 

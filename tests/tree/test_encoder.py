@@ -130,6 +130,22 @@ def naive(fusion, a, b):
     return torch.stack(rows, 1)
 
 
+def test_a_new_fusion_is_one_entry(tree_of, tmp_path):
+    from vst.tree.fusion import FUSIONS, Rule
+
+    FUSIONS["maximum_for_test"] = Rule(lambda parts, weights: torch.stack(parts).amax(0))
+    try:
+        tree = tree_of("dinov2", "clip", widths=(32, 32), fusion="maximum_for_test", normalise="none")
+        again = VSTEncoder.from_pretrained(tree.save_pretrained(tmp_path / "tree"))
+        a, b = tree.branch_tokens(pixels_of(tree)).values()
+        assert torch.equal(again(pixels_of(tree)), torch.maximum(a, b))
+        assert (again.width, again.tokens) == (32, 16)
+        with pytest.raises(ValueError, match="maximum_for_test' needs branches of equal width"):
+            tree_of("dinov2", "clip", fusion="maximum_for_test")
+    finally:
+        del FUSIONS["maximum_for_test"]
+
+
 @pytest.mark.parametrize("normalise", ["layer", "none"])
 @pytest.mark.parametrize("fusion", ["channel", "additive", "interleave", "sequence"])
 def test_fusions(tree_of, fusion, normalise):

@@ -9,19 +9,40 @@ sequence     [B, k * N, D]           all of a, then all of b: k times the tokens
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FUSIONS: dict[str, Callable[[list[Tensor], Sequence[float]], Tensor]] = {
-    "channel": lambda parts, weights: torch.cat(parts, dim=-1),
-    "additive": lambda parts, weights: torch.stack([w * p for w, p in zip(weights, parts, strict=True)]).sum(0),
-    "interleave": lambda parts, weights: torch.stack(parts, dim=2).flatten(1, 2),
-    "sequence": lambda parts, weights: torch.cat(parts, dim=1),
-}
 NORMALISE = ("layer", "none")
-MULTIPLIES_TOKENS = ("interleave", "sequence")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to fuse; a new one is an entry of ``FUSIONS``.
+
+    Attributes:
+        join: branches' tokens ``[B, N, D_i]`` and weights to one sequence.
+        widens: the widths add up, and may differ; else all branches have one width, and so has what comes out.
+        multiplies: there are as many tokens out as branches have together; else as many as one has.
+        weighted: weights mean something.
+    """
+
+    join: Callable[[list[Tensor], Sequence[float]], Tensor]
+    widens: bool = False
+    multiplies: bool = False
+    weighted: bool = False
+
+
+FUSIONS: dict[str, Rule] = {
+    "channel": Rule(lambda parts, weights: torch.cat(parts, dim=-1), widens=True),
+    "additive": Rule(
+        lambda parts, weights: torch.stack([w * p for w, p in zip(weights, parts, strict=True)]).sum(0), weighted=True
+    ),
+    "interleave": Rule(lambda parts, weights: torch.stack(parts, dim=2).flatten(1, 2), multiplies=True),
+    "sequence": Rule(lambda parts, weights: torch.cat(parts, dim=1), multiplies=True),
+}
 
 
 class Fusion:
@@ -41,26 +62,28 @@ class Fusion:
     def __init__(
         self, name: str, widths: Mapping[str, int], *, normalise: str = "layer", weights: Sequence[float] | None = None
     ) -> None:
-        if name != "channel" and len(set(widths.values())) > 1:
+        self.rule = rule = FUSIONS[name]
+        if not rule.widens and len(set(widths.values())) > 1:
             raise ValueError(
                 f"Fusion {name!r} needs branches of equal width, these have {dict(widths)}: use fusion "
                 "'channel', or before a language model one projector a branch."
             )
-        if weights is not None and (name != "additive" or len(weights) != len(widths)):
+        if weights is not None and (not rule.weighted or len(weights) != len(widths)):
+            weighted = " and ".join(repr(n) for n, r in FUSIONS.items() if r.weighted)
             raise ValueError(
                 f"fusion_weights {list(weights)} were given for fusion {name!r} of {len(widths)} branches; they belong "
-                "to 'additive', one a branch."
+                f"to {weighted}, one a branch."
             )
         self.name, self.normalise = name, normalise
         self.branches = len(widths)
         self.weights = list(weights) if weights is not None else [1 / len(widths)] * len(widths)
-        self.width = sum(widths.values()) if name == "channel" else next(iter(widths.values()))
+        self.width = sum(widths.values()) if rule.widens else next(iter(widths.values()))
 
     def tokens(self, patches: int) -> int:
         """Tokens out for ``patches`` tokens a branch."""
-        return patches * (self.branches if self.name in MULTIPLIES_TOKENS else 1)
+        return patches * (self.branches if self.rule.multiplies else 1)
 
     def __call__(self, parts: Sequence[Tensor]) -> Tensor:
         """Fuse one ``[B, N, D_i]`` a branch, in order."""
         ready = [F.layer_norm(p, p.shape[-1:]) for p in parts] if self.normalise == "layer" else list(parts)
-        return FUSIONS[self.name](ready, self.weights)
+        return self.rule.join(ready, self.weights)

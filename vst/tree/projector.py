@@ -36,7 +36,7 @@ class ProjectorSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"projector kind is {self.kind!r}; expected one of {', '.join(KINDS)}.")
-        known = sorted(set(FUSIONS) - {"channel"})
+        known = sorted(name for name, rule in FUSIONS.items() if not rule.widens)
         if self.fusion is not None and self.fusion not in known:
             raise ValueError(
                 f"projector fusion is {self.fusion!r}; expected null (one projector) or one of {', '.join(known)} "
@@ -60,7 +60,7 @@ class ProjectorSpec:
 
     def tokens(self, tower_tokens: int, branches: int) -> int:
         """Tokens out for one picture, from what the tower gives."""
-        return tower_tokens * (branches if self.fusion in ("interleave", "sequence") else 1)
+        return tower_tokens * (branches if self.fusion is not None and FUSIONS[self.fusion].multiplies else 1)
 
     def build(self, widths: Sequence[int], out: int) -> Projector:
         """The module.
