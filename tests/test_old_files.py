@@ -159,6 +159,9 @@ def test_old_names_are_importable():
     assert all(callable(getattr(vst, name)) for name in VST)
     assert set(LLAVA) <= set(llava_integration.__all__)
     assert all(callable(getattr(llava_integration, name)) for name in LLAVA)
+    import llava_integration.lmms
+
+    assert llava_integration.lmms.evaluate is llava_integration.evaluate.lmms.evaluate
 
 
 def test_old_scripts_find_their_commands(capsys, monkeypatch):

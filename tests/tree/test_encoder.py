@@ -332,7 +332,7 @@ def test_damaged_trees_are_named(tree_of, tmp_path):
         ({"feature_layer": -9}, "hidden states -5 to 4"),
         ({"split": 2}, "no stitch at split 2"),
         ({"image_size": 60}, r"60 is not a multiple of its patch of 14 pixels; use 56 or 70"),
-        ({"enters": {"clip": [1]}}, "2 splits need as many enters"),
+        ({"enters": {"clip": [1]}}, "expected one for each split"),
         ({"enters": {"clip": [1, 4]}}, r"must lie in 0..3"),
     ],
 )

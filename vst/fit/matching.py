@@ -113,7 +113,7 @@ def load_heads(tree: VSTEncoder) -> dict[str, VFM]:
     heads = {}
     for i, b in enumerate(tree.config.branches):
         heads[b.name] = checkpoints.load_vfm(
-            b.spec.source,
+            b.spec,
             grid=tree.config.grid,
             pretrained=tree.random_seed is None,
             seed=0 if tree.random_seed is None else tree.random_seed + i + 1,

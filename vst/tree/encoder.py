@@ -144,7 +144,7 @@ class VSTEncoder(OnDisk):
         """Build a tree by its config, frozen weights from their sources, stitches new (reproducible by ``seed``)."""
         tree = cls.skeleton(config)
         tree.trunk = checkpoints.load_vfm(
-            config.trunk.source,
+            config.trunk,
             grid=config.grid,
             pretrained=pretrained,
             seed=seed,
@@ -154,7 +154,7 @@ class VSTEncoder(OnDisk):
         for i, b in enumerate(config.branches):
             branch = tree.branches[b.name]
             branch.tail = checkpoints.load_vfm(
-                b.spec.source,
+                b.spec,
                 grid=config.grid,
                 pretrained=pretrained,
                 seed=seed + i + 1,

@@ -19,7 +19,7 @@ IGNORED = ("image_aspect_ratio",)
 
 
 @dataclass(frozen=True)
-class Wish:
+class Decoding:
     """Options of a group of requests.
 
     Attributes:
@@ -33,7 +33,7 @@ class Wish:
     @classmethod
     def parse(
         cls, options: Mapping[str, Any], *, max_new_tokens: int, eos: Sequence[int] | None, pad: int | None
-    ) -> Wish:
+    ) -> Decoding:
         """Read a task's ``generation_kwargs``; greedy unless a temperature above 0 or ``do_sample`` is given.
 
         Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from llava_integration.answer.ask import answering, ends
-from llava_integration.evaluate.lmms.generation import Until, Wish
+from llava_integration.evaluate.lmms.generation import Decoding, Until
 from llava_integration.evaluate.lmms.prompts import Prompt, Prompter, pad
 from llava_integration.evaluate.lmms.record import describe, publish
 from llava_integration.models.assemble import load
@@ -108,14 +108,14 @@ class VSTLlava(lmms):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
         answers = [""] * len(requests)
         for rows in self._batches(requests, groups.values()):
-            wish = Wish.parse(
+            decoding = Decoding.parse(
                 requests[rows[0]].args[1],
                 max_new_tokens=self.max_new_tokens,
                 eos=ends(self._model, self.tokenizer),
                 pad=self.tokenizer.pad_token_id,
             )
             prompts = [self._question(requests[i]) for i in rows]
-            for i, answer in zip(rows, self._answers(prompts, wish), strict=True):
+            for i, answer in zip(rows, self._answers(prompts, decoding), strict=True):
                 answers[i] = answer
                 self.cache_hook.add_partial("generate_until", requests[i].args[:2], answer)
         self._publish(requests)
@@ -173,14 +173,14 @@ class VSTLlava(lmms):
         return [] if found is None else list(found)
 
     @torch.inference_mode()
-    def _answers(self, prompts: Sequence[Prompt], wish: Wish) -> list[str]:
+    def _answers(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
         batch = self._on_device(pad(prompts, self.tokenizer.pad_token_id))
         width = batch["input_ids"].shape[1]
-        stops = StoppingCriteriaList([Until(self.tokenizer, wish.until, width)] if wish.until else [])
-        with answering(self._model, wish.config):
+        stops = StoppingCriteriaList([Until(self.tokenizer, decoding.until, width)] if decoding.until else [])
+        with answering(self._model, decoding.config):
             tokens = self._model.generate(**batch, stopping_criteria=stops)
         said = self.tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True)
-        return [wish.cut(answer) for answer in said]
+        return [decoding.cut(answer) for answer in said]
 
     @torch.inference_mode()
     def _likelihoods(self, prompts: Sequence[Prompt]) -> list[tuple[float, bool]]:
