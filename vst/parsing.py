@@ -88,8 +88,8 @@ def _add(parser: Any, function: Function) -> Any:
     parser.add_argument("--config", action="config", help="YAML file with any of these options; options given win")
     given = inspect.signature(function).parameters
     switches = {name: p.default for name, p in given.items() if isinstance(p.default, bool)}
-    first = next(iter(given.values()))
-    positional = first.name == "path" and first.default is inspect.Parameter.empty
+    first = next(iter(given.values()), None)
+    positional = first is not None and first.name == "path" and first.default is inspect.Parameter.empty
     parser.add_function_arguments(function, as_group=False, as_positional=positional, skip=set(switches))
     told = {p.arg_name: p.description for p in parse_docstring(function.__doc__ or "").params}
     for name, default in switches.items():
