@@ -34,10 +34,11 @@ def runner(tower: VSTEncoder | FullEncoders, execution: str = "eager") -> Callab
     if execution != "compile":
         raise ValueError(f"execution is {execution!r}; expected {', '.join(EXECUTIONS)}.")
     compiled = torch.compile(tower, dynamic=False)
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch < 2.6
 
     @torch.no_grad()
     def call(*args: Any, **options: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=_RECOMPILES):
+        with torch._dynamo.config.patch({limit: _RECOMPILES}):
             return compiled(*args, **options)
 
     return call
