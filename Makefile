@@ -25,15 +25,16 @@ test-hosts: $(HOSTS)/.ready ## the tree as vision tower of the original LLaVA, u
 # Run it before a release and after a change of the floors in pyproject.toml: no part of CI, since it fetches gigabytes
 # (torch at its lowest version comes with CUDA) and takes a quarter of an hour. What is asked for directly is installed at
 # its lowest version, everything else as new as that allows. huggingface_hub is higher there than its floor, since
-# transformers 5 needs it so; make test-hosts runs on a huggingface_hub at the floor.
+# transformers 5 needs it so; make test-hosts runs on a huggingface_hub at the floor. One test is left out: the oldest torch
+# compiles the same graphs, but takes ten minutes and more over those of that test.
 test-floors: $(FLOORS)/.ready ## the library's tests at the lowest versions that pyproject.toml allows
 	$(FLOORS)/bin/uv pip list --python $(FLOORS)/bin/python
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(FLOORS)/bin/python -m pytest $(addprefix tests/,$(FLOORS_TESTS))
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(FLOORS)/bin/python -m pytest $(addprefix tests/,$(FLOORS_TESTS)) --deselect tests/measure/test_execution.py::test_compiled
 
 # The outputs are committed, so that a reader sees them without running it; CI runs it and keeps nothing. One thread and
 # no warnings: outputs stay alike from run to run and hold no path of a machine.
 notebook: setup ## run the notebook and keep its outputs in it
-	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False notebooks/first-tree.ipynb
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python tools/run_notebook.py notebooks/first-tree.ipynb
 
 docs: setup ## the API reference, from the docstrings: build/docs/index.html
 	$(BIN)/python tools/api_reference.py build/docs

@@ -367,6 +367,7 @@ def test_two_processes_give_the_single_process_stitches_also_after_a_kill(tiny, 
 
 @pytest.mark.slow
 def test_deepspeed_config_is_accepted_and_gives_the_same_stitches(tiny, picture_folder, tmp_path):
+    pytest.importorskip("deepspeed")
     zero = tmp_path / "zero2.json"
     zero.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
     config = _config(tiny, picture_folder)
