@@ -26,7 +26,7 @@ from llava_integration.train.start import ridge_start
 from vst.fit.allocator import keep_freed_memory
 from vst.results.folders import Run, read_json
 from vst.tree.baseline import FullTower
-from vst.tree.config import Split, VSTConfig
+from vst.tree.config import Split, VSTConfig, as_split
 from vst.tree.encoder import VSTEncoder
 from vst.tree.options import TreeArgs
 from vst.tree.projector import ProjectorSpec
@@ -306,7 +306,14 @@ def _splits(split: int | dict[str, int] | str | None, tree: VSTConfig, full: boo
     if full or not tree.branches:
         raise ValueError(f"split is {split!r}, but this tower has no stitches and no split; leave it out.")
     if split != RANDOM:
-        tree.resolve(split)
+        try:
+            chosen = as_split(split)
+        except ValueError as error:
+            raise ValueError(
+                f"split is {split!r}; expected a trunk depth, one for each branch, {RANDOM!r}, or nothing for the "
+                "tree's own."
+            ) from error
+        tree.resolve(chosen)
         return []
     if len(tree.splits) > 1:
         return tree.splits

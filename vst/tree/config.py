@@ -341,7 +341,7 @@ def as_split(value: Any) -> int | dict[str, int]:
                 given = int(text)
         except ValueError:
             given = value
-    if isinstance(given, Mapping) and given and all(type(depth) is int for depth in given.values()):
+    if isinstance(given, Mapping) and all(type(depth) is int for depth in given.values()):
         return dict(given)
     if type(given) is int:
         return given
