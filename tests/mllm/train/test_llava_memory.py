@@ -315,8 +315,8 @@ def test_splits_by_branch_and_trees_without_branches(tree_of, tiny):
     alone = VSTEncoder.from_vfms(tiny("clip"), [], [])
     (row,) = estimate(alone.config, tiny_llama(), 10, plan(), [{}])
     assert (row.label, row.tower) == ("trunk alone", 2 * sum(v.numel() for v in alone.state_dict().values()))
-    for wrong in (2, "all"):
-        with pytest.raises(ValueError, match=f"no stitch at split {wrong}"):
+    for wrong, told in ((2, "no stitch at split 2"), ("all", "'all' is no split")):
+        with pytest.raises(ValueError, match=told):
             estimate(tree.config, tiny_llama(), 10, plan(), [wrong])
 
 
