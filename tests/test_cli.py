@@ -10,6 +10,7 @@ import pytest
 from commands_kit import parsed_config
 
 from vst import cli
+from vst.parsing import parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,3 +123,25 @@ def test_pca_maps_share_directions():
     assert trunk.shape == (3, 4, 4, 3)
     assert same.min() >= 0
     assert same.max() <= 1
+
+
+def test_hyphens_and_underscores_are_one_in_options_and_stay_in_what_users_name():
+    words = ["protocol", "--config", str(ROOT / "configs" / "stitch" / "protocol-short.yaml")]
+    values = parse(cli.COMMANDS, [*words, "--protocol.models.clip-b", "demo:clip", "--overwrite"])["protocol"]
+    assert values.protocol.models["clip-b"] == "demo:clip"
+    assert values.overwrite is True
+    given = [
+        "fit",
+        "--images",
+        "i",
+        "--out",
+        "o",
+        "--tree.trunk",
+        "x",
+        "--tree.branches",
+        "[y]",
+        "--tree.splits",
+        "[1]",
+    ]
+    for switch in (["--save-tree", "false"], ["--no_save_tree"], ["--no-save-tree"], ["--save_tree=false"]):
+        assert parse(cli.COMMANDS, ["fit", "--images", "i", "--out", "o", *tree, *switch])["fit"].save_tree is False

@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 from llava_integration.models.processing import image_tokens
 from llava_integration.train.config import TrainerConfig, TuneConfig
 from llava_integration.train.data import Collate, Conversations, DataConfig
+from llava_integration.train.model import ModelConfig
 from llava_integration.train.trainer import MLLMTrainer
-from llava_integration.train.training import ModelConfig
 
 
 @dataclass

@@ -189,13 +189,13 @@ def throughput(
 
 
 def _untrained(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
-    """A tree to time, with random weights."""
-    from vst.measure.untrained import untrained_tree
+    """A tree to time: random weights of the specs in its config, so that no source has to be reached."""
     from vst.tree.saving import read_config
 
     if (path is None) == (tree is None):
         raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
-    return untrained_tree(read_config(path)[1] if path is not None else tree.plan())  # type: ignore[union-attr]
+    config = read_config(path)[1] if path is not None else tree.plan()  # type: ignore[union-attr]
+    return VSTEncoder.from_config(config, pretrained=False)
 
 
 def demo(

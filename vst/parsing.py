@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,12 +47,14 @@ def run(functions: Sequence[Function], args: list[str] | None = None, **texts: s
 
 
 def _words(args: list[str] | None) -> list[str]:
-    """The words with options' hyphens as underscores, so that both can be typed."""
-    out = []
-    for word in sys.argv[1:] if args is None else args:
-        name, equals, value = word.partition("=")
-        out.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word)
-    return out
+    """The words with options' hyphens as underscores, so that both can be typed.
+
+    What follows a dot may be a key of the user's own (``--protocol.models.clip-b SOURCE``) and stays as it is.
+    """
+    own = re.compile(r"--[\w-]+")
+    words = sys.argv[1:] if args is None else args
+    return [own.sub(lambda name: f"--{name[0][2:].replace('-', '_')}", word, 1) if own.match(word) else word
+            for word in words]  # fmt: skip
 
 
 def _parser(**options: Any) -> Any:

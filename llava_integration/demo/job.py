@@ -29,8 +29,9 @@ from llava_integration.demo.page import write_page
 from llava_integration.models import assemble
 from llava_integration.train.config import TuneConfig
 from llava_integration.train.data import DataConfig
+from llava_integration.train.model import ModelConfig
 from llava_integration.train.plots import depth_curve, loss_curve
-from llava_integration.train.training import ModelConfig, train
+from llava_integration.train.training import train
 from vst.demo import assets as encoders
 from vst.demo import emoji
 from vst.demo.config import MODELS

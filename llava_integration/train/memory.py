@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from vst.measure.cost import activation_bytes, full_cost, tree_cost
 from vst.results.tables import table
-from vst.tree.config import VSTConfig
+from vst.tree.config import VSTConfig, split_label
 from vst.tree.encoder import VSTEncoder
 
 Split = int | Mapping[str, int] | Literal["full"]
@@ -335,5 +335,5 @@ def _label(split: Split) -> str:
     if split == "full":
         return "all in full"
     if isinstance(split, Mapping):
-        return "VST " + ", ".join(f"{name} {depth}" for name, depth in split.items()) if split else "trunk alone"
+        return f"VST-{split_label(split)}" if split else "trunk alone"
     return f"VST-{split}"

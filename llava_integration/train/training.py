@@ -6,115 +6,29 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from functools import reduce
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig
 
-from llava_integration.models import assemble
 from llava_integration.models.llava import build_projector
 from llava_integration.models.processing import image_tokens
 from llava_integration.train import tuning
 from llava_integration.train.config import TrainerConfig, TuneConfig, processes
 from llava_integration.train.data import Collate, Conversations, DataConfig
+from llava_integration.train.export import clear, export
+from llava_integration.train.model import ModelConfig
 from llava_integration.train.start import ridge_start
 from vst.fit.allocator import keep_freed_memory
 from vst.results.folders import Run, read_json
-from vst.tree.baseline import FullTower
 from vst.tree.config import Split, VSTConfig, as_split
-from vst.tree.encoder import VSTEncoder
-from vst.tree.options import TreeArgs
 from vst.tree.projector import ProjectorSpec
-from vst.tree.saving import read_config, weight_files
 
-if TYPE_CHECKING:
-    from llava_integration.train.trainer import MLLMTrainer
-
-RANDOM, STAGING = "random", ".model"
-# What transformers writes of a model and its processor beside the weights, whichever kind they are of.
-_OF_A_MODEL = (
-    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "chat_template.*",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-)  # fmt: skip
+RANDOM = "random"
 _TITLES = {"none": "stage 1 (projector)", "full": "stage 2", "lora": "stage 2 (LoRA)"}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which model is trained: a new one from tower and language model, or one that an earlier stage saved.
-
-    Attributes:
-        start: folder of an earlier stage; tower, llm, projector and template are its own then.
-        llm: causal language model: folder (``~`` is home) or hub id.
-        tower: folder or hub id of a saved tree.
-        tree: a tree to build from its models instead: for towers without stitches.
-        full: the models of the tree in full, without stitches: the baseline.
-        fusion: of the tower's branches; default: as the tree was saved.
-        projector: kind and, for one projector a branch, fusion.
-        template: chat template: a name (vicuna) or a .jinja file; default: the language model's own.
-    """
-
-    start: str | None = None
-    llm: str | None = None
-    tower: str | None = None
-    tree: TreeArgs | None = None
-    full: bool = False
-    fusion: str | None = None
-    projector: ProjectorSpec = field(default_factory=ProjectorSpec)
-    template: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.start is not None:
-            if self.llm or self.tower or self.tree:
-                raise ValueError("model.start brings its own tower and language model; leave tower, tree and llm out.")
-        elif self.llm is None or (self.tower is None) == (self.tree is None):
-            raise ValueError(
-                "A new model needs model.llm and one of model.tower (a saved tree) and model.tree (one to build); or "
-                "give model.start, the folder of an earlier stage."
-            )
-
-    def plan(self) -> tuple[VSTConfig, Any, ProjectorSpec, bool]:
-        """Tree, language model's config, projector and ``full``, from configs alone."""
-        if self.start is not None:
-            config = _start_config(self.start)
-            spec = config.projector_spec() if hasattr(config, "projector_spec") else ProjectorSpec()
-            vision: Any = config.vision_config
-            return vision.tree_config(), config.text_config, spec, vision.full
-        tree = read_config(self.tower)[1] if self.tower is not None else self.tree.plan()  # type: ignore[union-attr]
-        if self.fusion is not None:
-            with torch.device("meta"):
-                tree = VSTEncoder(tree).set_fusion(self.fusion).config
-        try:
-            text = AutoConfig.from_pretrained(os.path.expanduser(str(self.llm)))
-        except OSError as error:
-            raise FileNotFoundError(
-                f"The language model {self.llm!r} cannot be read: give a folder that save_pretrained wrote, or a hub "
-                "id that can be reached."
-            ) from error
-        return tree, text, self.projector, self.full
-
-    def build(self, dtype: torch.dtype, seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-        """The model, weights in ``dtype``, with its processor."""
-        if self.start is not None:
-            return assemble.load(self.start, dtype)  # type: ignore[return-value]
-        tree: Any
-        if self.full:
-            tree = FullTower.from_config(self.plan()[0])
-        else:
-            tree = VSTEncoder.from_pretrained(self.tower) if self.tower is not None else VSTEncoder.from_args(self.tree)  # type: ignore[arg-type]
-            if self.fusion is not None:
-                tree.set_fusion(self.fusion)
-        lm, tokenizer = assemble.load_language_model(self.llm, dtype)  # type: ignore[arg-type]
-        model, processor = assemble.assemble(
-            tree.to(dtype), lm, tokenizer, projector=self.projector, template=self.template, seed=seed
-        )
-        model.to(dtype=dtype)  # type: ignore[call-arg]
-        return model, processor
 
 
 def train(
@@ -178,7 +92,7 @@ def train(
     if main:
         run = Run(folder, config, resume=resume and folder.exists(), overwrite=overwrite)
         if overwrite:
-            _clear(folder)
+            clear(folder)
     if (folder / "results.json").is_file() and not overwrite:
         if main:
             print(f"{out} is complete; nothing was done (--overwrite starts it again).")
@@ -253,7 +167,7 @@ def _train(
     checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
     checkpoint = _agreed(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _export(trainer, tuner, processor, folder, dtypes)
+    export(trainer, tuner, processor, folder, dtypes)
     skipped = _merged(trainer.skipped)
     if run is None:
         return
@@ -285,20 +199,6 @@ def _spec(config: LlavaConfig) -> ProjectorSpec:
     return config.projector_spec() if hasattr(config, "projector_spec") else ProjectorSpec()
 
 
-def _start_config(folder: str) -> LlavaConfig:
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{folder} holds no model that an earlier stage left (model.start): give the folder of a finished run."
-        ) from error
-    if not isinstance(config, LlavaConfig) or not hasattr(config.vision_config, "tree_config"):
-        raise ValueError(
-            f"{folder} holds a {config.model_type} model, expected a language model on a tree (model.start)."
-        )
-    return config
-
-
 def _splits(split: int | dict[str, int] | str | None, tree: VSTConfig, full: bool) -> Sequence[Split]:
     """Splits to draw from: those in common, else all that the branches' own make together; empty: nothing to draw."""
     if split is None:
@@ -324,15 +224,6 @@ def _splits(split: int | dict[str, int] | str | None, tree: VSTConfig, full: boo
     return apart
 
 
-def _clear(folder: Path) -> None:
-    """Take away what a run before left, so that nothing of it is taken for the new run's."""
-    for name in ("checkpoints", STAGING):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    own = (path.name for pattern in _OF_A_MODEL for path in folder.glob(pattern))
-    for name in (*weight_files(folder), *own):
-        (folder / name).unlink()
-
-
 def _agreed(checkpoint: Path | None) -> Path | None:
     """The main process' choice, in all processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -348,48 +239,6 @@ def _merged(skipped: Mapping[str, str]) -> dict[str, str]:
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, dict(skipped))
     return dict(sorted((k, v) for part in parts for k, v in part.items()))
-
-
-def _export(
-    trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder: Path, dtypes: Mapping[str, torch.dtype]
-) -> None:
-    """Write the model beside the run's files; config.json, which says that there is a model, comes last.
-
-    Args:
-        trainer: that has trained it.
-        tuner: LoRA's, to be folded in, or None.
-        processor: of the model.
-        folder: the run's.
-        dtypes: by name, the type in which each tensor was built: it is saved in it, whatever it was trained in.
-    """
-    engine: Any = trainer.deepspeed
-    zero3 = trainer.is_deepspeed_enabled and engine.zero_optimization_stage() == 3
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    gathered: Any = nullcontext()
-    if zero3:
-        import deepspeed
-
-        gathered = deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0)
-    with gathered:
-        if not trainer.args.should_save:
-            return
-        if tuner is not None:
-            tuner.merge_and_unload()
-        staging = folder / STAGING
-        shutil.rmtree(staging, ignore_errors=True)
-        tensors = {k: v.detach().to("cpu", dtypes[k]) for k, v in model.state_dict().items()}
-        model.config.use_cache = True
-        model.save_pretrained(staging, state_dict=tensors)
-        # The config's one type is what the whole is loaded in. transformers takes it from the first parameter, which
-        # may be a master weight; the widest of those that were written loses nothing of any.
-        kinds = {v.dtype for v in tensors.values() if v.is_floating_point()}
-        model.config.dtype = reduce(torch.promote_types, kinds)
-        model.config.save_pretrained(staging)
-        processor.save_pretrained(staging)
-    files = sorted(staging.iterdir(), key=lambda p: p.name == "config.json")
-    for path in files:
-        os.replace(path, folder / path.name)
-    staging.rmdir()
 
 
 def _estimate(

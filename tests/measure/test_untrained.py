@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vst import cli, load_vfm
+from vst import VSTEncoder, cli, load_vfm
 from vst.measure.latency import measure_tree
 from vst.measure.throughput import measure_fit
-from vst.measure.untrained import untrained_tree
 from vst.results.folders import read_json, write_json
 from vst.tree.baseline import FullEncoders, FullTower
 
@@ -47,7 +46,7 @@ def test_timing_reaches_for_no_source(out_of_reach, tmp_path, capsys):
 def test_an_untrained_tree_is_the_tree_but_for_its_numbers(tree_of):
     tree = tree_of("dinov3", "clip", "siglip", splits=[1, 3])
     config = replace(tree.config, trunk=replace(tree.config.trunk, source=GONE["dinov2"]))
-    other = untrained_tree(config)
+    other = VSTEncoder.from_config(config, pretrained=False)
     assert other.config == config
     shapes = [{n: (t.shape, t.dtype) for n, t in t.state_dict().items()} for t in (tree, other)]
     assert shapes[0] == shapes[1]

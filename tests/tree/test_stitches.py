@@ -225,6 +225,14 @@ def test_mlp_is_the_papers():
     assert second.weight.shape == (5, 5)
 
 
+def test_a_family_that_says_closed_form_has_to_have_one():
+    from vst.tree.stitches import Stitch, register
+
+    with pytest.raises(TypeError, match="'empty_for_test' says closed_form; give it a start"):
+        register(type("Empty", (Stitch,), {"family": "empty_for_test", "closed_form": True}))
+    assert "empty_for_test" not in STITCHES
+
+
 def test_a_new_family_is_one_class():
     from vst.tree.stitches import Stitch, register
 

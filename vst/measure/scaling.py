@@ -12,8 +12,7 @@ from vst.fit.matching import Matcher
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for
 from vst.measure.latency import latency_of, median_interval, timed_rounds
-from vst.measure.throughput import Batch, FitStep
-from vst.measure.untrained import untrained_teacher
+from vst.measure.throughput import Batch, FitStep, random_teacher
 from vst.tree.encoder import VSTEncoder
 
 
@@ -52,7 +51,7 @@ def measure_scaling(
     world, device = accelerator.num_processes, accelerator.device
     check_division(batch_size, world)
     bf16 = uses_bf16(precision, device)
-    teacher, main = untrained_teacher(tree).to(device), accelerator.is_main_process
+    teacher, main = random_teacher(tree).to(device), accelerator.is_main_process
     alone = FitStep(teacher, Batch.random(teacher, batch_size, device), Matcher(teacher, objective), bf16)
     matcher = Matcher(teacher, objective).to(device)
     part = Batch.random(teacher, batch_size // world, device)

@@ -18,7 +18,7 @@ from vst.fit.matching import Matcher, Teacher
 from vst.measure.cost import flops_of
 from vst.measure.latency import latency_of, median_interval, timed_rounds
 from vst.measure.memory import saved_mb, working_mb
-from vst.measure.untrained import untrained_teacher
+from vst.models.checkpoints import load_vfm
 from vst.tree.encoder import VSTEncoder
 from vst.tree.ridge import RidgeSums
 
@@ -70,7 +70,7 @@ def measure_fit(
         raise ValueError(f"cache is {str(cache)!r}, which is no folder: make it first.")
     if len(config.splits) < 2:
         raise ValueError(f"The tree holds the splits {config.splits}; expected at least two, to compare one pass with.")
-    teacher = untrained_teacher(tree).to(torch.device(device))
+    teacher = random_teacher(tree).to(torch.device(device))
     batch = Batch.random(teacher, batch_size, device)
     alone = {f"split {s} alone": [s] for s in config.splits}
     held = {ONE_PASS: config.splits, WRITING: config.splits, READING: config.splits} | alone
@@ -148,6 +148,22 @@ def measure_ridge(tree: VSTEncoder, *, device: torch.device | str = "cpu", repea
             }
         )  # fmt: skip
     return found
+
+
+def random_teacher(tree: VSTEncoder) -> Teacher:
+    """The frozen models of a fit whose steps are to be timed; no source is asked for weights.
+
+    Each target's stem and the blocks before the tree's own tail are random, whatever the tail is: a step takes as long,
+    while its targets mean nothing.
+    """
+    grid = tree.config.grid
+    return Teacher(
+        tree,
+        {
+            b.name: load_vfm(b.spec, grid=grid, pretrained=False, stop=min(b.enters), norm=False)
+            for b in tree.config.branches
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -296,8 +296,18 @@ class VSTEncoder(OnDisk):
         return self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
 
     def from_taps(self, taps: Mapping[int, Tensor], split: Split | None = None) -> dict[str, Tensor]:
-        """:meth:`branch_tokens` from what :meth:`taps` gave, in its dtype, so that a trunk need not run again."""
-        return self._branches(sorted(taps.items()), [self.config.resolve(split)], IN_TURN)[0]
+        """:meth:`branch_tokens` from what :meth:`taps` gave, in its dtype, so that a trunk need not run again.
+
+        Raises:
+            ValueError: a split that is not held, or that needs a depth which was not given.
+        """
+        chosen = self.config.resolve(split)
+        if lacking := sorted(self._depths([chosen]) - set(taps)):
+            raise ValueError(
+                f"The trunk's tokens at depths {sorted(taps)} were given; this split needs {lacking} as well: name it "
+                "in the call of taps."
+            )
+        return self._branches(sorted(taps.items()), [chosen], IN_TURN)[0]
 
     def features(self, pixels: Tensor, split: Split | None = None) -> dict[str, Features]:
         """Every branch's features before fusion, as tokens and as a map.

@@ -12,10 +12,11 @@ pytest.importorskip("lmms_eval")
 
 from llava_integration.commands import COMMANDS
 from llava_integration.evaluate.first_token import first_token
+from llava_integration.evaluate.plot import accuracy_latency_plot
 from llava_integration.evaluate.sweep import RowConfig, sweep
 from llava_integration.models.assemble import load
 from vst import cli
-from vst.parsing import run
+from vst.parsing import parse, run
 
 pytest_plugins = ("lmms_kit", "training_kit")
 
@@ -55,6 +56,18 @@ def check_schema(results):
             assert share.keys() == SHARE.keys()
             for key, kind in SHARE.items():
                 assert isinstance(share[key], kind), (row["name"], key)
+
+
+def test_a_row_of_splits_by_branch_is_handed_on_and_drawn(tmp_path):
+    """As the sweep writes it for the process that evaluates."""
+    words = ["evaluate", "--model", "m", "--out", "o", "--split", str({"clip": 1, "siglip": 3})]
+    assert parse(COMMANDS, words)["evaluate"].split == {"clip": 1, "siglip": 3}
+    rows = [
+        {"name": name, "kind": "split", "split": split, "accuracy": 0.5, "ratio": ratio}
+        for name, split, ratio in (("a", {"clip": 1, "siglip": 3}, 0.9), ("b", 3, 0.7), ("c", 1, 0.8))
+    ]
+    accuracy_latency_plot({"towers": rows}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
 def test_the_published_sweep_keeps_the_schema():

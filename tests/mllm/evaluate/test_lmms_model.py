@@ -200,6 +200,16 @@ def test_the_split_is_a_knob(folder, asked):  # noqa: F811
     assert shallow.record["split"] == 1
 
 
+@pytest.mark.parametrize("words", ["split='clip=1'", 'split={"clip": 1}', "split=clip=1"])
+def test_a_split_by_branch_as_lmms_eval_hands_it_over(folder, asked, words):  # noqa: F811
+    from lmms_eval.utils import simple_parse_args_string
+
+    requests = asked.generate(max_new_tokens=1)
+    lm = asked.model(folder, batch_size=10, **simple_parse_args_string(words))
+    assert lm.record["split"] == {"clip": 1}
+    assert torch.equal(first_logits(lm, requests), first_logits(asked.model(folder, batch_size=10, split=1), requests))
+
+
 def test_the_record_tells_what_was_run(folder, asked):  # noqa: F811
     lm = asked.model(folder, split=1, batch_size=10)
     lm.generate_until(asked.generate(max_new_tokens=1))

@@ -107,6 +107,20 @@ class TestAttributes:
         with pytest.raises(ValueError, match="split 2"):
             VSTVisionTower(f"vst:{folder}@2", ARGS)
 
+    def test_a_split_by_branch(self, tree_of, tmp_path):
+        tree, pixels = tree_of("dinov2", "clip", "siglip"), torch.randn(1, 3, 56, 56)
+        folder, mixed = tree.save_pretrained(tmp_path / "tree"), {"clip": 1, "siglip": 3}
+        only = VSTVisionTower(f"vst:{folder}@clip=1,siglip=3", ARGS)
+        assert only.split == mixed
+        torch.testing.assert_close(only(pixels), tree(pixels, split=mixed))
+        assert [list(b.stitches) for b in only.vision_tower.branches.values()] == [["1"], ["3"]]
+        both = VSTVisionTower(f"vst:{folder}", ARGS)
+        both.split = mixed
+        torch.testing.assert_close(both(pixels), tree(pixels, split=mixed))
+        for wrong, told in (("clip=1", "expected exactly"), ("clip=2,siglip=3", "no stitch at split 2")):
+            with pytest.raises(ValueError, match=told):
+                VSTVisionTower(f"vst:{folder}@{wrong}", ARGS)
+
     def test_names(self):
         assert parse_name("vst:/a/b") == ("/a/b", None)
         assert parse_name("vst:user/tree@14") == ("user/tree", 14)

@@ -64,6 +64,18 @@ def test_default_split_can_be_set_and_is_saved(tree_of, tmp_path):
         model.split = 2
 
 
+def test_a_default_split_by_branch_is_saved(tree_of, tmp_path):
+    tree, pixels, mixed = tree_of("dinov2", "clip", "siglip"), torch.randn(1, 3, 56, 56), {"clip": 1, "siglip": 3}
+    model = VSTVisionModel.from_tree(tree)
+    model.split = mixed
+    model.save_pretrained(tmp_path / "tree")
+    again = t.AutoModel.from_pretrained(tmp_path / "tree")
+    assert again.split == mixed
+    torch.testing.assert_close(again(pixels).last_hidden_state, tree(pixels, split=mixed))
+    turned = {"clip": 3, "siglip": 1}
+    torch.testing.assert_close(again(pixels, split=turned).last_hidden_state, tree(pixels, split=turned))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_tokens_come_in_the_dtype_of_the_weights(tree_of, dtype):
     model = VSTVisionModel.from_tree(tree_of()).to(dtype)

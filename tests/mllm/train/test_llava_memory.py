@@ -310,7 +310,7 @@ def test_lora_trains_little():
 def test_splits_by_branch_and_trees_without_branches(tree_of, tiny):
     tree = tree_of("dinov2", "clip", "siglip")
     rows = estimate(tree.config, tiny_llama(), 10, plan(stitches=True), [{"clip": 1, "siglip": 3}, 3])
-    assert [row.label for row in rows] == ["VST clip 1, siglip 3", "VST-3"]
+    assert [row.label for row in rows] == ["VST-clip=1,siglip=3", "VST-3"]
     assert rows[0].tower > rows[1].tower
     alone = VSTEncoder.from_vfms(tiny("clip"), [], [])
     (row,) = estimate(alone.config, tiny_llama(), 10, plan(), [{}])

@@ -100,7 +100,7 @@ def test_it_is_reproducible(kit, tree_of, lm):
 
 def start_of(folder):
     """Build the model of a kit and start it; how many pictures this process' tower saw, its share and its weights."""
-    from llava_integration.train.training import ModelConfig
+    from llava_integration.train.model import ModelConfig
 
     model, processor = ModelConfig(llm=f"{folder}/llm", tower=f"{folder}/tree").build(torch.float32, seed=RANK)
     data = DataConfig([f"{folder}/data.json"], f"{folder}/images", max_length=256)

@@ -8,10 +8,12 @@ import torch
 import transformers as t
 from safetensors.torch import load_file
 
+from llava_integration.models.vision import VSTVisionModel
 from llava_integration.train import tuning
 from llava_integration.train.config import TrainerConfig, TuneConfig, spread
 from llava_integration.train.data import DataConfig
-from llava_integration.train.training import ModelConfig, train
+from llava_integration.train.model import ModelConfig
+from llava_integration.train.training import train
 from vst.parsing import command
 
 pytest_plugins = ("training_kit",)
@@ -368,6 +370,31 @@ def test_typos_in_a_config_are_refused(kit, tmp_path, capsys, monkeypatch):
     config = kit.yaml(tmp_path / "run", trainer={"learning_rat": 1.0})
     with pytest.raises(SystemExit, match="did you mean learning_rate"):
         command(train, ["--config", str(config)])
+
+
+def test_splits_by_branch_in_training(kit, tmp_path, tree_of):
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1, split={"clip": 1}))
+    import llava_integration  # noqa: F401
+
+    model = t.AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
+    assert model.model.vision_tower.split == {"clip": 1}
+    apart = tree_of("dinov2", "clip", "siglip", splits={"clip": [1, 2], "siglip": [3]}).save_pretrained(tmp_path / "x")
+    drawn, own = [], VSTVisionModel.forward
+
+    def noted(self, pixel_values, split=None, **others):
+        drawn.append(self.split)
+        return own(self, pixel_values, split, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VSTVisionModel, "forward", noted)
+        model = dataclasses.replace(kit.model, tower=str(apart))
+        train(model, kit.data, str(tmp_path / "drawn"), **kit.options(steps=8, split="random"))
+    assert {tuple(split.items()) for split in drawn} == {(("clip", 1), ("siglip", 3)), (("clip", 2), ("siglip", 3))}
+    one = tree_of("dinov2", "clip", "siglip", splits={"clip": [2], "siglip": [3]}).save_pretrained(tmp_path / "y")
+    with pytest.raises(ValueError, match="holds one split alone"):
+        train(
+            dataclasses.replace(model, tower=str(one)), kit.data, str(tmp_path / "z"), **kit.options(1, split="random")
+        )
 
 
 def test_the_split_of_stage_one_is_the_split_of_stage_two(kit, tmp_path):

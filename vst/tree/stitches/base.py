@@ -31,7 +31,13 @@ DEFAULT_STITCH = "mlp_skip"
 
 
 def register(cls: type[Stitch]) -> type[Stitch]:
-    """Make a family known by its ``family`` name."""
+    """Make a family known by its ``family`` name.
+
+    Raises:
+        TypeError: it says that it has a closed form, and has no ``start`` that would take it.
+    """
+    if cls.closed_form and cls.start is Stitch.start:
+        raise TypeError(f"Stitch family {cls.family!r} says closed_form; give it a start that takes the closed form.")
     STITCHES[cls.family] = cls
     return cls
 
