@@ -130,18 +130,6 @@ def test_hyphens_and_underscores_are_one_in_options_and_stay_in_what_users_name(
     values = parse(cli.COMMANDS, [*words, "--protocol.models.clip-b", "demo:clip", "--overwrite"])["protocol"]
     assert values.protocol.models["clip-b"] == "demo:clip"
     assert values.overwrite is True
-    given = [
-        "fit",
-        "--images",
-        "i",
-        "--out",
-        "o",
-        "--tree.trunk",
-        "x",
-        "--tree.branches",
-        "[y]",
-        "--tree.splits",
-        "[1]",
-    ]
+    tree = ["--tree.trunk", "x", "--tree.branches", "[y]", "--tree.splits", "[1]"]
     for switch in (["--save-tree", "false"], ["--no_save_tree"], ["--no-save-tree"], ["--save_tree=false"]):
         assert parse(cli.COMMANDS, ["fit", "--images", "i", "--out", "o", *tree, *switch])["fit"].save_tree is False
