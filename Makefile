@@ -16,8 +16,10 @@ demo: setup ## fetch two encoders and pictures, fit a tree, measure it at every 
 llava-demo: setup ## teach a small language model to talk about pictures seen through a tree: runs/llava-demo/
 	$(BIN)/python -m llava_integration demo
 
+# A process for each core, four at most: several tests start processes of their own and hold gigabytes. The tests of a file
+# stay in one process, since they share what a fixture made.
 test: setup lint ## style, types and the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-hosts: $(HOSTS)/.ready ## the tree as vision tower of the original LLaVA, unmodified, in an environment of its own
 	OMP_NUM_THREADS=1 TORCH_EXTENSIONS_DIR=$(CURDIR)/$(HOSTS)/extensions $(HOSTS)/bin/python -m pytest tests/contract
