@@ -22,6 +22,7 @@ from vst.protocol.chains import name_of
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.features import Counts, FeatureStore, Models
 from vst.protocol.kept import load_tensors, save_tensors
+from vst.protocol.marks import letters
 from vst.protocol.measures import cka_map, majority, measure, measure_model, rescues
 from vst.protocol.report import write_report
 from vst.protocol.seeded_task import SeededTask
@@ -129,9 +130,10 @@ class _Grid:
                     self.run.add(row, cell.key)
                     spent, done, finished = spent + time.monotonic() - began, done + left[cell], finished + 1
                     rest = spent / done * (sum(left.values()) - done)
+                    took = time.monotonic() - began
                     self._say(
-                        f"[{finished}/{len(self.todo)}] {cell.key}: {row['metric']} {100 * row['score']:.1f} %, end "
-                        f"error {row['end']['error']:.3f}, {time.monotonic() - began:.0f} s; {_time(rest)} left"
+                        f"[{finished}/{len(self.todo)}] {cell.key}: {row['metric']} {100 * row['score']:.1f} %"
+                        f"{letters([row])}, end error {row['end']['error']:.3f}, {took:.0f} s; {_time(rest)} left"
                     )
 
     def _say(self, text: str) -> None:
