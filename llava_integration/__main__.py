@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -31,4 +32,6 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["doctor"] and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it does nothing but print: ``| head`` may end it
     main(sys.argv[1:])

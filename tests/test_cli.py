@@ -10,7 +10,7 @@ import pytest
 from commands_kit import parsed_config
 
 from vst import cli
-from vst.parsing import parse
+from vst.parsing import parse, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,3 +133,33 @@ def test_hyphens_and_underscores_are_one_in_options_and_stay_in_what_users_name(
     tree = ["--tree.trunk", "x", "--tree.branches", "[y]", "--tree.splits", "[1]"]
     for switch in (["--save-tree", "false"], ["--no_save_tree"], ["--no-save-tree"], ["--save_tree=false"]):
         assert parse(cli.COMMANDS, ["fit", "--images", "i", "--out", "o", *tree, *switch])["fit"].save_tree is False
+
+
+@pytest.mark.parametrize("shown", ["table", "line"])
+def test_who_reads_may_leave_early(shown):
+    """``| head`` ends a command without a word, whether it was still printing or had done so already."""
+    code = """
+from vst.parsing import run
+from vst.results.tables import table
+
+def show(what: str) -> None:
+    if what == "table":
+        table("t", ["a", "b"], [["x" * 90, i] for i in range(3000)])
+    print("a line")
+
+run([show])
+"""
+    words = [sys.executable, "-c", code, "show", "--what", shown]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # as a head that has enough
+        assert process.stderr.read() == b""
+    assert process.returncode in (1, 141)  # rich ends with the former
+
+
+def test_a_pipe_that_broke_elsewhere_is_told():
+    def broken() -> None:
+        """Fail."""
+        raise BrokenPipeError("a worker's")
+
+    with pytest.raises(SystemExit, match="BrokenPipeError: a worker's"):
+        run([broken], ["broken"])

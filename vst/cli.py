@@ -228,6 +228,8 @@ def recommend(
     latency_ms: float | None = None,
     of: str | None = None,
     task: str | None = None,
+    batch_size: int | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Choose a split depth within a latency budget, from the measured rows of a run, and say why.
 
@@ -235,18 +237,23 @@ def recommend(
         vst recommend --results runs/demo --budget 1.1x --task scenes
         vst recommend --results runs/demo --budget 0.6x --of "all in full"
         vst recommend --results runs/demo --latency-ms 300
+        vst recommend --results runs/latency --budget 1.5x --batch_size 8 --dtype float32
 
     Args:
-        results: folder of a finished run that scored and timed towers (vst demo).
+        results: folder of a finished run that scored and timed towers (vst demo, a sweep), or only timed them (vst
+            latency: the shallowest split that fits is then chosen).
         budget: a factor over the latency of one model, such as 1.2x.
         latency_ms: or milliseconds a call, on the run's device and at its batch size.
         of: what the factor refers to, a row's name; default: the first model alone, the trunk.
         task: whose scores count, one of the run's; default: the mean over its tasks.
+        batch_size: which rows, where the run measured several batch sizes.
+        dtype: which rows, where the run measured several dtypes.
     """
     from vst.measure.recommend import measured_rows
     from vst.measure.recommend import recommend as choose
 
-    choice = choose(measured_rows(results, task), budget=budget, latency_ms=latency_ms, of=of)
+    rows = measured_rows(results, task, batch_size=batch_size, dtype=dtype)
+    choice = choose(rows, budget=budget, latency_ms=latency_ms, of=of)
     print(f"split {choice.row['split']}")
     for reason in choice.reasons:
         print(f"  {reason}")

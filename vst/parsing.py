@@ -6,8 +6,11 @@ import argparse
 import inspect
 import os
 import re
+import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vst.fit.processes import leave_group
@@ -17,8 +20,9 @@ Function = Callable[..., Any]
 
 def command(function: Function, args: list[str] | None = None) -> None:
     """Run one function as a script of its own, its parameters as options (``train/stitch.py`` and its like)."""
-    parsed = _add(_parser(), function)
-    _call(function, parsed.instantiate_classes(parsed.parse_args(_words(args))).as_dict())
+    parser = _add(_parser(), function)
+    with _quiet_when_unread():
+        _call(function, parser.instantiate_classes(parser.parse_args(_words(args))).as_dict())
 
 
 def parse(
@@ -41,9 +45,10 @@ def parse(
 
 def run(functions: Sequence[Function], args: list[str] | None = None, **texts: str) -> None:
     """Parse as :func:`parse` does, and call the function that was named."""
-    values = parse(functions, args, **texts).as_dict()
-    function = next(f for f in functions if f.__name__ == values["subcommand"])
-    _call(function, values[function.__name__])
+    with _quiet_when_unread():
+        values = parse(functions, args, **texts).as_dict()
+        function = next(f for f in functions if f.__name__ == values["subcommand"])
+        _call(function, values[function.__name__])
 
 
 def _words(args: list[str] | None) -> list[str]:
@@ -71,10 +76,48 @@ def _call(function: Function, values: dict[str, Any]) -> None:
     try:
         function(**_without_config(values))
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        if os.environ.get("VST_DEBUG"):
+        if os.environ.get("VST_DEBUG") or (isinstance(error, BrokenPipeError) and _unread()):
             raise
         sys.exit(f"{type(error).__name__}: {error}")
     leave_group()
+
+
+@contextmanager
+def _quiet_when_unread() -> Iterator[None]:
+    """Where who reads the output leaves early (``| head``), end without a word, as a program does on SIGPIPE."""
+    try:
+        try:
+            yield
+        finally:
+            for stream in _outputs():
+                stream.flush()
+    except BrokenPipeError:
+        gone = _unread()
+        if not gone:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # for what is still held back, which is written at the exit
+        for stream in gone:
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _outputs() -> list[Any]:
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None and not stream.closed]
+
+
+def _unread() -> list[Any]:
+    """Those of stdout and stderr whose reader is gone; a pipe that broke elsewhere, as a worker's, is none of these."""
+    gone = []
+    for stream in _outputs() if hasattr(select, "poll") else ():
+        try:
+            number = stream.fileno()
+        except OSError:  # not a file of the system, as in tests
+            continue
+        look = select.poll()
+        look.register(number, 0)
+        if any(event & select.POLLERR for _, event in look.poll(0)):
+            gone.append(stream)
+    return gone
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

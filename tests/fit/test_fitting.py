@@ -166,7 +166,7 @@ def test_cached_targets_are_the_targets(tree_of, pictures, tmp_path, objective, 
     for k, v in cached.state_dict().items():
         assert torch.equal(again.state_dict()[k], v)
     (folder,) = (tmp_path / "cache").iterdir()
-    written = (folder / "rows.f16").stat().st_size + (folder / "done.u8").stat().st_size
+    written = (folder / "rows.f16").stat().st_size + (folder / "sums.u64").stat().st_size
     assert written == result.cache_bytes
     shapes = {int(d): tuple(s) for d, s in json.loads((folder / "cache.json").read_text())["shapes"].items()}
     cache = TargetCache(tmp_path / "cache", folder.name, len(pictures), shapes)

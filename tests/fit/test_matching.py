@@ -214,7 +214,7 @@ def test_a_new_objective_is_one_class(tree_of, pictures, tmp_path):
         config = FitConfig(objective="halfway", epochs=2, lr=1e-3, cache=str(tmp_path))
         result = fit_stitches(tree, pictures, config, show_progress=False)
         assert result.history[-1]["mean"] < float(losses.detach().mean())
-        assert result.cache_bytes == len(pictures) * (1 + 2 * 16 * 48)
+        assert result.cache_bytes == len(pictures) * (8 + 2 * 16 * 48)
     finally:
         del OBJECTIVES["halfway"]
 

@@ -98,3 +98,82 @@ def test_what_was_not_measured_is_not_recommended(tmp_path):
     unscored = [row | ({"accuracy": None} if row["split"] == 2 else {}) for row in rows()]
     (tmp_path / "results.json").write_text(json.dumps({"results": {"towers": unscored}}))
     assert recommend(measured_rows(tmp_path), latency_ms=1000).row["split"] == 6
+
+
+def noisy(name, ratio, low, high, flops, ms=None):
+    return {
+        "name": name, "kind": "split" if name.startswith("VST") else "single", "median_ms": ms or 100 * ratio,
+        "split": int(name[4:]) if name.startswith("VST") else None, "ratio": ratio, "ratio_sure_low": low,
+        "ratio_sure_high": high, "low_ms": 100 * low, "high_ms": 100 * high, "flops_ratio": flops,
+        "accuracy": 0.9 - 0.01 * int(name[4:] if name.startswith("VST") else 0), "accuracy_spread": None,
+    }  # fmt: skip
+
+
+def said(found):
+    return " ".join(reason for reason in found.reasons if reason.startswith("Warning"))
+
+
+def test_a_noisy_row_is_not_recommended_without_a_warning():
+    """0.36 of all in full with the interval 0.17 to 0.44, where FLOPs say 0.20: a busy machine."""
+    one, deep = noisy("trunk alone", 0.186, 0.18, 0.19, 0.105), noisy("VST-10", 0.21, 0.2, 0.22, 0.13)
+    found = recommend([one, noisy("VST-6", 0.36, 0.17, 0.44, 0.20), deep], budget="2x")
+    assert found.row["split"] == 6
+    assert "0.89x .. 2.44x crosses the budget; VST-10 surely fits" in said(found)
+    quiet = recommend([one, noisy("VST-6", 0.36, 0.355, 0.359, 0.20), deep], budget="2x")
+    assert said(quiet) == ""
+    slow = recommend([one, noisy("VST-6", 0.36, 0.355, 0.359, 0.10), deep], budget="2x")
+    assert "takes 1.94x over trunk alone where its FLOPs say 0.95x" in said(slow)
+    fast = recommend([one, noisy("VST-6", 0.2, 0.19, 0.21, 0.20), deep], budget="2x")
+    assert "takes 1.08x over trunk alone where its FLOPs say 1.90x" in said(fast)
+
+
+def test_pairs_of_times_give_the_interval_where_they_are_there():
+    made = [noisy("trunk alone", 0.2, 0.1, 0.3, 0.2), noisy("VST-6", 0.36, 0.2, 0.6, 0.36)]
+    assert "crosses the budget" in said(recommend(made, budget="2x"))
+    for row, ratio in zip(made, (1.0, 1.8), strict=True):
+        row |= {"trunk_ratio": ratio, "trunk_ratio_sure_low": ratio - 0.1, "trunk_ratio_sure_high": ratio + 0.1}
+    assert said(recommend(made, budget="2x")) == ""
+    assert "1.70x .. 1.90x crosses the budget; no measured split surely fits" in said(recommend(made, budget="1.85x"))
+
+
+def test_milliseconds_are_held_against_their_quartiles_and_flops():
+    made = [noisy("VST-6", 0.5, 0.4, 0.7, 0.5), noisy("VST-10", 0.3, 0.2, 0.4, 0.3)]
+    assert "40 ms .. 70 ms crosses the budget; VST-10 surely fits" in said(recommend(made, latency_ms=60))
+    assert said(recommend(made, latency_ms=71)) == ""
+    found = recommend(made, latency_ms=45)
+    assert found.row["split"] == 10
+    assert "VST-6 may fit as well (40 ms .. 70 ms)" in said(found)
+    made[0]["flops_ratio"] = 0.2
+    assert "takes 50 ms where its FLOPs say 20 ms" in said(recommend(made, latency_ms=71))
+
+
+def test_rows_of_a_latency_run_are_read(tmp_path, capsys, tiny):
+    """Without scores the shallowest split that fits is chosen; batch sizes and dtypes are kept apart."""
+    words = [
+        "latency",
+        f"--tree.trunk={tiny('dinov2')}",
+        f"--tree.branches=[{tiny('clip', 32)}]",
+        "--tree.splits=[1,3]",
+    ]
+    cli.main([*words, "--device", "cpu", "--batch_size", "[1,2]", "--repeats", "2", "--out", str(tmp_path / "run")])
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="measured batch_size 1, 2: choose one of them by --batch_size"):
+        measured_rows(tmp_path / "run")
+    with pytest.raises(ValueError, match="batch_size is 3; the run measured 1, 2"):
+        measured_rows(tmp_path / "run", batch_size=3)
+    with pytest.raises(ValueError, match="the run has none by name"):
+        measured_rows(tmp_path / "run", "scenes", batch_size=2)
+    found = measured_rows(tmp_path / "run", batch_size=2)
+    assert {row["batch_size"] for row in found} == {2}
+    times = {row["split"]: row["median_ms"] for row in found if row["kind"] == "split"}
+    assert recommend(found, latency_ms=1e9).row["split"] == max(times, key=times.get)
+    cli.main(["recommend", "--results", str(tmp_path / "run"), "--latency-ms", "1e9", "--batch_size", "2"])
+    out = capsys.readouterr().out
+    assert "No scores were measured" in out
+
+
+def test_the_shallowest_that_fits_is_chosen_without_scores():
+    made = [{k: v for k, v in row.items() if k != "accuracy"} for row in rows()]
+    assert [recommend(made, latency_ms=ms).row["split"] for ms in (30, 60, 89, 90, 1000)] == [10, 6, 6, 2, 2]
+    with pytest.raises(ValueError, match="No split fits 29 ms"):
+        recommend(made, latency_ms=29)

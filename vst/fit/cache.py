@@ -1,15 +1,20 @@
 """Targets on disk, so that an epoch after the first does not run the target models.
 
-Rows are fp16 in one flat file a branch, beside a byte a picture that says whether its row is written. The folder's
-name is a digest of all that a row depends on, so a change of pictures, weights, grid, cut or depth makes a new one.
+Rows are fp16 in one flat file a branch, beside a file with a checksum for each row that is written, so that a row which
+was cut, emptied or changed later is never taken for what was computed. The folder's name is a digest of all that a row
+depends on, so a change of pictures, weights, grid, cut or depth makes a new one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vst.results.folders import write_json
+from vst.results.folders import read_json, write_json
 
-_FORMAT = 1
+_FORMAT = 1  # of what a digest covers
+_ROWS, _SUMS, _FACTS = "rows.f16", "sums.u64", "cache.json"
+_WRITTEN = 1 << 32  # above a row's CRC-32, so that the mark of a row that is written is never 0
 
 
 def digest(parts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> str:
@@ -34,12 +41,12 @@ def digest(parts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 
 def cache_bytes(images: int, shapes: Mapping[int, tuple[int, int]]) -> int:
     """Size of a branch's cache: ``images`` rows of fp16, ``shapes`` giving (tokens, width) by depth."""
-    return images * (1 + 2 * sum(tokens * width for tokens, width in shapes.values()))
+    return images * (8 + 2 * sum(tokens * width for tokens, width in shapes.values()))
 
 
 def cached_bytes(root: str | Path) -> int:
     """Bytes on disk of all caches in a folder (their files are sparse)."""
-    return sum(512 * file.stat().st_blocks for file in Path(root).glob("*/rows.f16"))
+    return sum(512 * file.stat().st_blocks for file in Path(root).glob(f"*/{_ROWS}"))
 
 
 def check_room(
@@ -57,7 +64,7 @@ def check_room(
         ValueError: they would be larger than the limit, or than 90 % of the disk's free space.
     """
     needed = sum(cache_bytes(images, shapes) for shapes in wanted.values())
-    files = [Path(root) / key / "rows.f16" for key in wanted]
+    files = [Path(root) / key / _ROWS for key in wanted]
     written = sum(512 * file.stat().st_blocks for file in files if file.exists())
     home = next(p for p in (Path(root), *Path(root).absolute().parents) if p.exists())
     free = shutil.disk_usage(home).free
@@ -73,6 +80,9 @@ def check_room(
 class TargetCache:
     """Rows of one branch's targets, in a folder named by their key.
 
+    A folder whose files are missing, or not of the sizes that its description asks for, is named in a warning and made
+    anew; a row whose bytes are not those that were written is named and counts as not written.
+
     Args:
         root: folder that holds all caches.
         key: of :func:`digest`.
@@ -81,51 +91,144 @@ class TargetCache:
     """
 
     def __init__(self, root: str | Path, key: str, images: int, shapes: Mapping[int, tuple[int, int]]) -> None:
-        self.folder, self.shapes = Path(root) / key, dict(sorted(shapes.items()))
+        self.folder, self.images, self.shapes = Path(root) / key, images, dict(sorted(shapes.items()))
         self.size = cache_bytes(images, shapes)
-        if not (self.folder / "cache.json").exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "cache.json", {"images": images, "shapes": self.shapes, "bytes": self.size})
-        width = sum(t * w for t, w in self.shapes.values())
-        self._rows = _map(self.folder / "rows.f16", np.float16, (images, width))
-        self._done = _map(self.folder / "done.u8", np.uint8, (images,))
+        self._width = sum(t * w for t, w in self.shapes.values())
+        self._prepare()
 
     def has(self, rows: Sequence[int]) -> bool:
-        """Whether all these rows are written."""
-        return bool(self._done[list(rows)].all())
+        """Whether all these rows are written; their bytes are looked at by :meth:`find`."""
+        return not self.missing(rows)
 
-    def read(self, rows: Sequence[int], device: torch.device | str = "cpu") -> dict[int, Tensor]:
-        """Rows by depth, each ``[rows, tokens, width]`` fp32.
+    def missing(self, rows: Iterable[int]) -> list[int]:
+        """Those of ``rows`` that are not written."""
+        if not (self.folder / _SUMS).is_file():
+            return list(rows)
+        with (self.folder / _SUMS).open("rb") as file:
+            return [row for row in rows if not _mark(file.fileno(), row)]
 
-        Raises:
-            LookupError: a row that was never written.
-        """
-        if not self.has(rows):
-            raise LookupError(f"Rows of {self.folder} were asked for that are not written yet.")
-        flat = torch.from_numpy(self._rows[list(rows)]).to(device).float()
-        out, at = {}, 0
+    def find(self, rows: Sequence[int], device: torch.device | str = "cpu") -> dict[int, Tensor] | None:
+        """Rows by depth, each ``[rows, tokens, width]`` fp32; None unless all of them are there and whole."""
+        if self.missing(rows) or not (self.folder / _ROWS).is_file():
+            return None
+        flat = np.zeros((len(rows), self._width), "<f2")
+        damaged, size = [], self._width * flat.itemsize
+        with (self.folder / _SUMS).open("rb") as sums, (self.folder / _ROWS).open("rb") as kept:
+            for place, row in enumerate(rows):
+                data = os.pread(kept.fileno(), size, row * size)
+                if len(data) != size or _mark(sums.fileno(), row) != _WRITTEN | zlib.crc32(data):
+                    damaged.append(row)
+                else:
+                    flat[place] = np.frombuffer(data, flat.dtype)
+        if damaged:
+            warnings.warn(
+                f"{self.folder / _ROWS} does not hold what was written into it (row {damaged[0]}"
+                f"{f' and {len(damaged) - 1} more' if damaged[1:] else ''}): this is computed anew.",
+                stacklevel=2,
+            )
+            self._set_marks(dict.fromkeys(damaged, 0))
+            return None
+        values, out, at = torch.from_numpy(flat).to(device).float(), {}, 0
         for depth, (tokens, width) in self.shapes.items():
-            out[depth] = flat[:, at : at + tokens * width].unflatten(1, (tokens, width))
+            out[depth] = values[:, at : at + tokens * width].unflatten(1, (tokens, width))
             at += tokens * width
         return out
 
+    def read(self, rows: Sequence[int], device: torch.device | str = "cpu") -> dict[int, Tensor]:
+        """What :meth:`find` gives.
+
+        Raises:
+            LookupError: a row that was never written, or not as it was written.
+        """
+        found = self.find(rows, device)
+        if found is None:
+            raise LookupError(f"Rows of {self.folder} were asked for that are not written yet.")
+        return found
+
     def write(self, rows: Sequence[int], values: Mapping[int, Tensor]) -> None:
-        """Write rows; the mark follows the data, so a row that a crash cut short is computed again.
+        """Write rows; the checksum follows the data, so a row that a crash cut short is computed again.
 
         Raises:
             ValueError: values beyond fp16's range.
+            OSError: the disk has no room for them.
         """
-        flat = torch.cat([values[d].flatten(1).half() for d in self.shapes], dim=1).cpu().numpy()
+        flat = torch.cat([values[d].flatten(1).half() for d in self.shapes], dim=1).cpu().numpy().astype("<f2")
         if not np.isfinite(flat).all():
             raise ValueError("Features are beyond fp16's range (65504), in which they are cached: do without a cache.")
-        self._rows[list(rows)] = flat
-        self._rows.flush()
-        self._done[list(rows)] = 1
-        self._done.flush()
+        self._prepare()
+        data = {row: value.tobytes() for row, value in zip(rows, flat, strict=True)}
+        try:
+            with (self.folder / _ROWS).open("r+b", buffering=0) as file:
+                for row, part in data.items():
+                    file.seek(row * len(part))
+                    _write_all(file, part)
+                os.fsync(file.fileno())
+            self._set_marks({row: _WRITTEN | zlib.crc32(part) for row, part in data.items()})
+        except OSError as error:
+            raise OSError(
+                error.errno, f"Features cannot be kept in {self.folder} ({error.strerror}): make room, or do without it"
+            ) from error
+
+    def _set_marks(self, marks: Mapping[int, int]) -> None:
+        with (self.folder / _SUMS).open("r+b", buffering=0) as file:
+            for row, mark in marks.items():
+                file.seek(8 * row)
+                _write_all(file, mark.to_bytes(8, "little"))
+            os.fsync(file.fileno())
+
+    def _sizes(self) -> dict[str, int]:
+        return {_ROWS: self.images * self._width * 2, _SUMS: self.images * 8}
+
+    def _facts(self) -> dict[str, Any]:
+        shapes = {str(depth): list(shape) for depth, shape in self.shapes.items()}
+        return {"format": 2, "images": self.images, "shapes": shapes, "bytes": self.size}
+
+    def _fault(self) -> str:
+        """Why the folder cannot be used as it is; empty where it can."""
+        try:
+            facts = read_json(self.folder / _FACTS)
+        except (FileNotFoundError, ValueError):
+            return f"it has no {_FACTS} that can be read"
+        if facts != self._facts():
+            old = isinstance(facts, dict) and "format" not in facts
+            return "its rows have no checksums" if old else f"{_FACTS} describes other rows"
+        for name, size in self._sizes().items():
+            file = self.folder / name
+            found = file.stat().st_size if file.is_file() else None
+            if found != size:
+                return f"{name} {'is missing' if found is None else f'has {found:,} bytes for {size:,}'}"
+        return ""
+
+    def _prepare(self) -> None:
+        """Make the folder, empty, unless it is there and sound; whole at once, since other processes look for it."""
+        there = self.folder.exists()
+        if there and not (fault := self._fault()):
+            return
+        root = self.folder.parent
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".making-") as temporary:
+            new = Path(temporary) / "new"
+            new.mkdir()
+            for name, size in self._sizes().items():
+                with (new / name).open("wb") as file:  # sparse: it takes room as rows are written
+                    file.truncate(size)
+            write_json(new / _FACTS, self._facts())
+            if there:
+                warnings.warn(f"The cache {self.folder} is computed anew: {fault}.", stacklevel=3)
+                os.replace(self.folder, Path(temporary) / "old")
+            try:
+                os.rename(new, self.folder)
+            except OSError:
+                if not self.folder.is_dir():  # else another process made it meanwhile
+                    raise
 
 
-def _map(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    if not path.exists():
-        with open(path, "ab") as file:  # sparse: pages come into being as they are written
-            file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+def _mark(descriptor: int, row: int) -> int:
+    return int.from_bytes(os.pread(descriptor, 8, 8 * row), "little")
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    """All of ``data`` through an unbuffered file, which may take a part of it a call."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]

@@ -45,9 +45,11 @@ class Targets:
             if cache is None:
                 out[name] = self._run(name, pixels)
                 continue
-            if not cache.has(rows):
+            found = cache.find(rows, device)
+            if found is None:
                 cache.write(rows, self._run(name, pixels))
-            out[name] = cache.read(rows, device)  # also when just written: every epoch sees the same rounding
+                found = cache.read(rows, device)  # also when just written: every epoch sees the same rounding
+            out[name] = found
         return out
 
     def _run(self, name: str, pixels: Mapping[str, Tensor]) -> dict[int, Tensor]:

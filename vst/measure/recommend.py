@@ -1,4 +1,8 @@
-"""Which split depth to use, from rows that were measured: the best score within a latency budget, and why."""
+"""Which split depth to use, from rows that were measured: the best score within a latency budget, and why.
+
+Rows of ``vst latency`` have no scores: of their splits the shallowest within the budget is chosen, which keeps most of
+the branches. Times that cannot carry the answer are named: an interval across the budget, a time far from its FLOPs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vst.results.folders import read_json
+
+FAR = 1.25
+"""Times above or below the ratio of FLOPs from which a row is suspected of a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -25,34 +32,61 @@ class Recommendation:
     reasons: list[str]
 
 
-def measured_rows(folder: str | Path, task: str | None = None) -> list[dict[str, Any]]:
-    """Towers of a run that were both scored and timed.
+@dataclass(frozen=True)
+class _Cost:
+    """Of a call, in ms or as a factor: the median, and (where it was measured) an interval and what FLOPs say."""
+
+    value: float
+    low: float
+    high: float
+    by_flops: float | None = None
+
+
+def measured_rows(
+    folder: str | Path, task: str | None = None, *, batch_size: int | None = None, dtype: str | None = None
+) -> list[dict[str, Any]]:
+    """Towers of a run that were timed, and scored unless the run was of ``vst latency``.
 
     Args:
         folder: of a run whose ``results.json`` has ``towers``: rows of ``name``, ``kind`` (full, single, split),
             ``split``, ``accuracy`` (0..1), ``accuracy_spread`` (standard deviation over seeds or None), ``median_ms``
             and ``ratio`` (time over that of all models in full). Trees of another ``objective`` than the one that the
-            run kept are left out.
+            run kept are left out. Or of a run of ``vst latency``, whose results are such rows without scores.
         task: one of the run's tasks, whose scores then count; default: the mean over tasks.
+        batch_size, dtype: which rows of a run of ``vst latency`` that measured several.
 
     Raises:
         FileNotFoundError: no finished run.
-        ValueError: results without scored and timed splits, or without that task.
+        ValueError: results without scored and timed splits, or without that task, batch size or dtype.
     """
     path = Path(folder) / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no results.json; give the folder of a finished run (vst demo).")
-    results = read_json(path).get("results")
-    towers = results.get("towers") if isinstance(results, dict) else None
-    wanted = ("name", "kind", "accuracy", "median_ms", "ratio")
-    rows = [row for row in towers or () if all(row.get(key) is not None for key in wanted)]
+    stored = read_json(path)
+    results = stored.get("results") if isinstance(stored, dict) else None
+    timed = isinstance(results, list)
+    towers = results if timed else results.get("towers") if isinstance(results, dict) else None
+    wanted = ("name", "kind", "median_ms", "ratio", *(() if timed else ("accuracy",)))
+    rows = [row for row in towers or () if isinstance(row, dict) and all(row.get(key) is not None for key in wanted)]
     kept = results.get("objective") if isinstance(results, dict) else None
     rows = [row for row in rows if row.get("objective") in (None, kept)]
     if not any(row["kind"] == "split" for row in rows):
         raise ValueError(
-            f"{path} has no splits that were both scored and timed; expected the results of a sweep such as vst demo."
+            f"{path} has no splits that were both scored and timed; expected the results of a sweep such as vst demo, "
+            "or of vst latency."
         )
+    rows = _one_setting(_one_setting(rows, "batch_size", batch_size), "dtype", dtype)
     return rows if task is None else [_scored_by(row, task) for row in rows]
+
+
+def _one_setting(rows: list[dict[str, Any]], name: str, wanted: Any) -> list[dict[str, Any]]:
+    """Rows of one batch size or dtype, since the same tower stands there once for each."""
+    known = list(dict.fromkeys(row.get(name) for row in rows))
+    if wanted is None and len(known) > 1:
+        raise ValueError(f"The run measured {name} {', '.join(map(str, known))}: choose one of them by --{name}.")
+    if wanted is not None and wanted not in known:
+        raise ValueError(f"{name} is {wanted!r}; the run measured {', '.join(map(str, known))}.")
+    return rows if wanted is None else [row for row in rows if row.get(name) == wanted]
 
 
 def _scored_by(row: dict[str, Any], task: str) -> dict[str, Any]:
@@ -74,7 +108,9 @@ def recommend(
     """Choose the best split within a budget.
 
     A deeper, cheaper split wins where its score differs from the best one's by less than twice the pooled spread over
-    seeds, sqrt((a^2 + b^2) / 2); with one seed there is no spread, and the higher score wins.
+    seeds, sqrt((a^2 + b^2) / 2); with one seed there is no spread, and the higher score wins. Without scores the split
+    that costs most within the budget is chosen. The reasons warn where the time of the one chosen, or of the row that
+    the budget refers to, is too noisy for the answer.
 
     Args:
         rows: see :func:`measured_rows`.
@@ -92,13 +128,12 @@ def recommend(
             raise ValueError(f"of is {of!r}, but latency_ms refers to no other row; leave it out or give budget.")
         if not latency_ms > 0:
             raise ValueError(f"latency_ms is {latency_ms}, but must be above 0.")
-        cost, limit, asked = {r["name"]: r["median_ms"] for r in rows}, float(latency_ms), f"{latency_ms:g} ms"
-        unit = "{:.0f} ms"
+        limit, one, asked, unit = float(latency_ms), None, f"{latency_ms:g} ms", "{:.0f} ms"
     else:
         limit, one = _budget_factor(str(budget)), _reference_row(rows, of)
-        paired = one.get("trunk_ratio") == 1 and all("trunk_ratio" in r for r in rows)  # pair by pair beats a quotient
-        cost = {r["name"]: r["trunk_ratio"] if paired else r["ratio"] / one["ratio"] for r in rows}
         asked, unit = f"{limit:g}x of {one['name']}", "{:.2f}x"
+    costs = _costs(rows, one)
+    cost = {name: own.value for name, own in costs.items()}
     splits = sorted((r for r in rows if r["kind"] == "split"), key=lambda r: cost[r["name"]])
     within = [r for r in splits if cost[r["name"]] <= limit]
     if not within:
@@ -106,6 +141,17 @@ def recommend(
         raise ValueError(
             f"No split fits {asked}: the cheapest measured one is {least['name']} at "
             f"{unit.format(cost[least['name']])}; raise the budget, or use one model."
+        )
+    if any(row.get("accuracy") is None for row in splits):
+        chosen = within[-1]
+        return Recommendation(
+            chosen,
+            [
+                f"{len(within)} of {len(splits)} measured splits fit {asked}.",
+                f"{chosen['name']} takes {_cost_text(chosen, cost, unit)}: of those that fit it is the shallowest, and "
+                "keeps most of the branches. No scores were measured; vst demo and the sweep measure both.",
+                *_warnings(chosen, splits, costs, limit, one, unit),
+            ],
         )
     best = max(within, key=lambda r: r["accuracy"])
     chosen = next(r for r in within if best["accuracy"] - r["accuracy"] <= _tolerated_difference(best, r))
@@ -133,7 +179,60 @@ def recommend(
                 f"But {single['name']} scores {_score_text(single)} at {_cost_text(single, cost, unit)}: on this task, "
                 "one model is enough."
             )
-    return Recommendation(chosen, reasons)
+    return Recommendation(chosen, [*reasons, *_warnings(chosen, splits, costs, limit, one, unit)])
+
+
+def _costs(rows: Sequence[Mapping[str, Any]], one: Mapping[str, Any] | None) -> dict[str, _Cost]:
+    """By name: milliseconds, between the quartiles of all calls; or factors over a row, in 95 % intervals."""
+    out: dict[str, _Cost] = {}
+    for r in rows:
+        if one is None:
+            ms = r["median_ms"]
+            by_flops = ms * r["flops_ratio"] / r["ratio"] if r.get("flops_ratio") else None
+            out[r["name"]] = _Cost(ms, r.get("low_ms", ms), r.get("high_ms", ms), by_flops)
+            continue
+        paired = one.get("trunk_ratio") == 1 and all("trunk_ratio" in row for row in rows)  # beats a quotient
+        if paired or r is one:
+            value = 1.0 if r is one else r["trunk_ratio"]
+            low, high = (value if r is one else r.get(f"trunk_ratio_sure_{end}", value) for end in ("low", "high"))
+        else:
+            value = r["ratio"] / one["ratio"]
+            low = r.get("ratio_sure_low", r["ratio"]) / one.get("ratio_sure_high", one["ratio"])
+            high = r.get("ratio_sure_high", r["ratio"]) / one.get("ratio_sure_low", one["ratio"])
+        flops = [row.get("flops_ratio") for row in (r, one)]
+        out[r["name"]] = _Cost(value, low, high, flops[0] / flops[1] if all(flops) else None)  # type: ignore[operator]
+    return out
+
+
+def _warnings(
+    chosen: Mapping[str, Any],
+    splits: Sequence[Mapping[str, Any]],
+    costs: Mapping[str, _Cost],
+    limit: float,
+    one: Mapping[str, Any] | None,
+    unit: str,
+) -> list[str]:
+    """What speaks against the times that the answer rests on."""
+    own, out = costs[chosen["name"]], []
+    again = "measure again on a machine that does nothing else, with more repeats"
+    if own.high > limit:
+        sure = [r for r in splits if costs[r["name"]].high <= limit]
+        instead = f"; {sure[-1]['name']} surely fits" if sure else "; no measured split surely fits"
+        out.append(
+            f"Warning: the time of {chosen['name']} is not known well enough: {unit.format(own.low)} .. "
+            f"{unit.format(own.high)} crosses the budget{instead}; {again}."
+        )
+    if own.by_flops and not 1 / FAR <= own.value / own.by_flops <= FAR:
+        against = "" if one is None else f" over {one['name']}"
+        out.append(
+            f"Warning: {chosen['name']} takes {unit.format(own.value)}{against} where its FLOPs say "
+            f"{unit.format(own.by_flops)}: a busy machine, or one that small work does not fill; {again}."
+        )
+    for r in splits:
+        if costs[r["name"]].low <= limit < costs[r["name"]].value:
+            span = f"{unit.format(costs[r['name']].low)} .. {unit.format(costs[r['name']].high)}"
+            out.append(f"Warning: {r['name']} may fit as well ({span}); {again}.")
+    return out
 
 
 def _cost_text(row: Mapping[str, Any], cost: Mapping[str, float], unit: str) -> str:

@@ -49,7 +49,8 @@ class TrainConfig:
     epoch by validation loss is kept (the start counts as epoch 0).
 
     Attributes:
-        rates: learning rates of AdamW to choose from (peak; linear warm-up, then a cosine to zero).
+        rates: learning rates of AdamW to choose from (peak; linear warm-up, then a cosine to zero). They are to bracket
+            the best one: a row that took the lowest or the highest is marked, and no finding rests on it.
         trial_steps, trial_pictures: of the choice; a single rate is used as it is.
         lfm_epochs, ffm_epochs, tlt_epochs, head_epochs: at most so many passes over the training pictures.
         patience: stop after so many epochs without a lower validation loss.
@@ -58,7 +59,7 @@ class TrainConfig:
         calibration: training pictures for closed forms and statistics. penalty: of the ridge, in standardised units.
     """
 
-    rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])
+    rates: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
     trial_steps: int = 8
     trial_pictures: int = 64
     lfm_epochs: int = 5

@@ -155,8 +155,7 @@ class FeatureStore:
         for model, depths in wanted.items():
             missing[model] = {}
             for depth in sorted(set(depths)):
-                done = self.cache(model, depth)
-                lacking = {row for row in rows if row not in self.unreadable and not done.has([row])}
+                lacking = set(self.cache(model, depth).missing(row for row in rows if row not in self.unreadable))
                 if lacking:
                     missing[model][depth] = lacking
         todo = sorted(set().union(*(lacking for parts in missing.values() for lacking in parts.values())))
@@ -197,11 +196,20 @@ class FeatureStore:
     def batch(
         self, rows: Sequence[int], wanted: Mapping[str, Sequence[int]], *, counted: bool = True
     ) -> dict[tuple[str, int], Tensor]:
-        """Tokens ``[rows, T, D]`` fp32 by model and depth; counted as one naive pass of each model."""
+        """Tokens ``[rows, T, D]`` fp32 by model and depth; counted as one naive pass of each model.
+
+        Raises:
+            LookupError: a row that was never made sure of, or that was damaged since and whose picture is gone.
+        """
         out = {}
         for model, depths in wanted.items():
             for depth in set(depths):
-                out[model, depth] = self.cache(model, depth).read(rows, self.models.device)[depth]
+                cache = self.cache(model, depth)
+                found = cache.find(rows, self.models.device)
+                if found is None:  # damaged since it was written, or on disk already when it was made sure of
+                    self.ensure(rows, {model: [depth]})
+                    found = cache.read(rows, self.models.device)
+                out[model, depth] = found[depth]
             if counted:
                 self.counts.would_push(model, len(rows))
         return out

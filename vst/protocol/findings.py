@@ -15,7 +15,10 @@ of their binomial sampling errors on the test pictures. With fewer than two seed
    depth, the target's where it is entered) at the deepest depth, all FFM-then-TLT. Holds: clearly positive against both
    in any direction between two models. Does not hold: clearly negative against one of them in all directions.
 
-Anything else *cannot be told here*: rows are missing, or the difference is within the spread.
+Anything else *cannot be told here*: rows are missing, or the difference is within the spread. Nor is a difference told
+where a row's training hardly happened (:func:`vst.protocol.marks.doubts`), or where its better side is not clearly
+above the majority class: at chance all models are alike. The second finding asks that of the target alone and of its
+self-stitch.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vst.protocol.chains import is_closed, name_of, needs_labels, parse_chain, start_of
+from vst.protocol.marks import doubts
 
 HOLDS, NOT, UNKNOWN = "holds", "does not hold", "cannot be told here"
 CLAIMS = {
@@ -73,19 +77,19 @@ def findings(rows: Sequence[Mapping[str, Any]], tolerated_drop: float = 0.02) ->
     """Verdicts for every task, family and start that has rows of chains ending in tlt.
 
     Args:
-        rows: of the grid; those of models alone tell how many test pictures there are.
+        rows: of the grid; those of models alone tell how many test pictures there are, and what the majority class has.
         tolerated_drop: of score, for the second finding.
     """
-    pictures: dict[str, int] = {}
+    alone: dict[str, _Alone] = {}
     for row in rows:
-        if row["kind"] == "model" and row["metric"] == "accuracy":
-            pictures[row["task"]] = min(row["pictures"]["test"], pictures.get(row["task"], row["pictures"]["test"]))
+        if row["kind"] == "model":
+            alone.setdefault(row["task"], _Alone()).add(row)
     parts: dict[tuple[str, str, str], _Part] = {}
     for row in rows:
         if row["kind"] == "stitched":
             start = start_of(parse_chain(row["objective"]))
             name = (row["task"], row["family"], start)
-            parts.setdefault(name, _Part(tolerated_drop, pictures.get(row["task"]))).add(row)
+            parts.setdefault(name, _Part(tolerated_drop, alone.get(row["task"], _Alone()))).add(row)
     return [
         Verdict(number, CLAIMS[number], *name, *rule(part))
         for name, part in parts.items()
@@ -102,16 +106,18 @@ class Difference:
         value: of the means, over the seeds that both have.
         spread: of a score (None with fewer than two such seeds).
         sampled: the spread is that of the test pictures, larger than that over seeds.
+        doubts: why it tells nothing, however large it is.
     """
 
     value: float
     spread: float | None
     sampled: bool = False
+    doubts: tuple[str, ...] = ()
 
     @property
     def sign(self) -> int:
         """1 for clearly positive, -1 for clearly negative, 0 for what cannot be told."""
-        if self.spread is None or abs(self.value) <= 2 * self.spread:
+        if self.doubts or self.spread is None or abs(self.value) <= 2 * self.spread:
             return 0
         return 1 if self.value > 0 else -1
 
@@ -120,7 +126,7 @@ class Difference:
             noise = "one seed, no spread"
         else:
             noise = f"{'sampling error' if self.sampled else 'pooled spread'} {100 * self.spread:.1f}"
-        return f"{100 * self.value:+.1f} points ({noise})"
+        return f"{100 * self.value:+.1f} points ({'; '.join([noise, *self.doubts])})"
 
 
 def difference(a: Scores | None, b: Scores | None, pictures: int | None = None) -> Difference | None:
@@ -147,11 +153,33 @@ def difference(a: Scores | None, b: Scores | None, pictures: int | None = None) 
 
 
 @dataclass
+class _Alone:
+    """The models alone on one task: scores by name and seed, the majority class by seed, how many test pictures."""
+
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    majority: dict[int, float] = field(default_factory=dict)
+    pictures: int | None = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if row["metric"] == "accuracy":
+            self.pictures = min(row["pictures"]["test"], self.pictures or row["pictures"]["test"])
+        if row.get("score") is not None and row.get("majority") is not None:
+            self.scores.setdefault(row["model"], {})[row["seed"]] = row["score"]
+            self.majority[row["seed"]] = row["majority"]
+
+    def lost(self, scores: Scores | None) -> bool:
+        """Whether scores are known not to be clearly above the majority class."""
+        found = difference(scores, self.majority, self.pictures)
+        return found is not None and found.spread is not None and found.sign < 1
+
+
+@dataclass
 class _Part:
     """Rows of one task, family and start."""
 
     tolerated: float
-    pictures: int | None
+    alone: _Alone
+    doubts: dict[Place, dict[int, list[str]]] = field(default_factory=dict)
     scores: dict[Place, dict[int, float]] = field(default_factory=dict)
     enters: dict[tuple[str, str, int], int] = field(default_factory=dict)
 
@@ -162,6 +190,7 @@ class _Part:
         if needs_labels(chain):
             trained = name_of(tuple(stage for stage in chain if not is_closed(stage)))
             self.scores.setdefault((a, b, depth, trained), {})[row["seed"]] = row["score"]
+            self.doubts.setdefault((a, b, depth, trained), {})[row["seed"]] = doubts(row)
 
     def crossed(self) -> dict[tuple[str, str], list[int]]:
         """Depths by direction between two models."""
@@ -172,7 +201,15 @@ class _Part:
         return out
 
     def minus(self, place: Place, other: Place) -> Difference | None:
-        return difference(self.scores.get(place), self.scores.get(other), self.pictures)
+        """Of two places; with what speaks against telling anything by it."""
+        found = difference(self.scores.get(place), self.scores.get(other), self.alone.pictures)
+        if found is None:
+            return None
+        common = self.scores[place].keys() & self.scores[other].keys()
+        against = {d: None for p in (place, other) for seed in sorted(common) for d in self.doubts[p][seed]}
+        if self.alone.lost(self.scores[place if found.value > 0 else other]):
+            against["neither is clearly above the majority class"] = None
+        return replace(found, doubts=tuple(against))
 
 
 def _training(part: _Part) -> tuple[str, list[str]]:
@@ -191,7 +228,17 @@ def _reliable(part: _Part) -> tuple[str, list[str]]:
             enter = part.enters[a, b, depth]
             found = part.minus((b, b, enter, "ffm+tlt"), (a, b, depth, "ffm+tlt"))
             sign = 0
-            if found is not None and found.spread is not None:
+            if found is not None:
+                at_chance = [
+                    f"{name} is not clearly above the majority class"
+                    for name, scores in (
+                        (f"{b} alone", part.alone.scores.get(b)),
+                        (f"{b} into itself", part.scores[b, b, enter, "ffm+tlt"]),
+                    )
+                    if part.alone.lost(scores)
+                ]
+                found = replace(found, doubts=(*found.doubts, *at_chance))
+            if found is not None and found.spread is not None and not found.doubts:
                 low, high = found.value - 2 * found.spread, found.value + 2 * found.spread
                 sign = 1 if high <= part.tolerated else -1 if low > part.tolerated else 0
             signs.append(sign)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
@@ -21,11 +21,13 @@ from vst.protocol.cells import Cell, cells, left_out, work
 from vst.protocol.chains import name_of
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.features import Counts, FeatureStore, Models
+from vst.protocol.kept import load_tensors, save_tensors
+from vst.protocol.marks import letters
 from vst.protocol.measures import cka_map, majority, measure, measure_model, rescues
 from vst.protocol.report import write_report
 from vst.protocol.seeded_task import SeededTask
 from vst.protocol.tasks import Task, draw, make_task
-from vst.results.folders import Run, atomic_path, read_json, write_json
+from vst.results.folders import Run, read_json, write_json
 from vst.tree.stitches import StitchSpec
 
 
@@ -128,9 +130,10 @@ class _Grid:
                     self.run.add(row, cell.key)
                     spent, done, finished = spent + time.monotonic() - began, done + left[cell], finished + 1
                     rest = spent / done * (sum(left.values()) - done)
+                    took = time.monotonic() - began
                     self._say(
-                        f"[{finished}/{len(self.todo)}] {cell.key}: {row['metric']} {100 * row['score']:.1f} %, end "
-                        f"error {row['end']['error']:.3f}, {time.monotonic() - began:.0f} s; {_time(rest)} left"
+                        f"[{finished}/{len(self.todo)}] {cell.key}: {row['metric']} {100 * row['score']:.1f} %"
+                        f"{letters([row])}, end error {row['end']['error']:.3f}, {took:.0f} s; {_time(rest)} left"
                     )
 
     def _say(self, text: str) -> None:
@@ -206,7 +209,8 @@ class _Grid:
         """
         for name in self._used():
             key = _model_key(seeded.name, name, seeded.seed)
-            if self.run.has(key) and (self._predictions(seeded, name).exists() or not compared):
+            path = self._predictions(seeded, name)
+            if self.run.has(key) and (not compared or load_tensors(path) is not None):
                 continue
             began, spec = time.monotonic(), self.models.specs[name]
             head, patches = seeded.head(name), self.models[name].patches
@@ -219,8 +223,7 @@ class _Grid:
             )
             most_frequent = majority(seeded)
             score, given = measure_model(seeded, name, head)
-            with atomic_path(self._predictions(seeded, name)) as path:
-                save_file({"given": given.to(torch.int32)}, path)
+            save_tensors(path, {"given": given.to(torch.int32)}, {})
             if self.run.has(key):  # a folder of rows alone: its predictions are made again
                 self.counts.take()
                 continue
@@ -247,12 +250,18 @@ class _Grid:
         name = f"{seeded.known(model)},{_model_key(seeded.name, model, seeded.seed)}"
         return self.run.path("predictions") / f"{name}.safetensors"
 
+    def _predicted(self, seeded: SeededTask, model: str) -> Tensor:
+        found = load_tensors(path := self._predictions(seeded, model))
+        if found is None:
+            raise ValueError(f"{path} was whole when this run began and is not now; run again, which makes it anew.")
+        return found[0]["given"].long()
+
     def _row(self, seeded: SeededTask, cell: Cell) -> dict[str, Any]:
         stitched, head, stages = seeded.chain(cell)
         began = time.monotonic()
         self.counts.take()
         measures, given = measure(seeded, stitched, head)
-        alone = [load_file(self._predictions(seeded, m))["given"].long() for m in (cell.source, cell.target)]
+        alone = [self._predicted(seeded, model) for model in (cell.source, cell.target)]
         cost, spec = stitched.cost(), self.models.specs[cell.target]
         return {
             "kind": "stitched",

@@ -23,7 +23,8 @@ from vst.protocol.cells import Cell
 from vst.protocol.chains import is_closed, name_of, needs_labels
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.features import FeatureStore
-from vst.protocol.stitched import Stitched, load_module, save_module
+from vst.protocol.kept import load_module, save_module
+from vst.protocol.stitched import Stitched
 from vst.protocol.tasks import Division, Task, check_classes, labels_of
 from vst.protocol.training import Trainer
 from vst.tree.ridge import ChannelSums
@@ -133,8 +134,9 @@ class SeededTask:
         stitched = Stitched(cell, self.models)
         name = f"{self.known(cell.source, cell.target)},{cell.place},{name_of(cell.chain)},seed{cell.seed}"
         path = self.folder / "stages" / f"{name}.safetensors"
-        if path.exists():
-            return stitched, load_module(path, stitched.stitch)
+        kept = load_module(path, stitched.stitch)
+        if kept is not None:
+            return stitched, kept
         if not cell.chain or is_closed(cell.chain[-1]):
             facts = {name_of(cell.chain): self._start(stitched, cell.chain)}
         else:
@@ -200,8 +202,9 @@ class SeededTask:
         cell = replace(stitched.cell, task=self.name)
         name = f"{self.known(cell.source, cell.target)},{cell.key}"
         head, path = self.head(cell.target), self.folder / "heads" / f"{name}.safetensors"
-        if path.exists():
-            return head, load_module(path, head)
+        kept = load_module(path, head)
+        if kept is not None:
+            return head, kept
         facts = self.train_head(head, lambda rows: stitched.end(stitched.seam(self.states(rows, stitched))), cell.key)
         save_module(path, head, facts)
         return head, facts

@@ -5,21 +5,14 @@ Shape suffixes: B batch, T tokens (prefix + patches), N patches, D width.
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vst.measure.cost import Cost, tree_cost
 from vst.protocol.cells import Cell
 from vst.protocol.features import Models
-from vst.results.folders import atomic_path
 from vst.tree.config import BranchConfig, VSTConfig
 from vst.tree.encoder import Branch
 from vst.tree.stitches import Stitch, StitchSpec
@@ -68,17 +61,3 @@ class Stitched:
             self.source.spec, (self.branch.config,), self.source.grid, keep_trunk=False, feature_layer=-1
         )
         return tree_cost(config)
-
-
-def save_module(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Write a module's state and JSON-able facts into one safetensors file, atomically."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
-
-
-def load_module(path: Path, module: nn.Module) -> dict[str, Any]:
-    """Read a file of :func:`save_module` into a module; returns its facts."""
-    with safe_open(path, framework="pt") as file:
-        module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
-        return json.loads(file.metadata()["facts"])

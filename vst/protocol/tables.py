@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vst.protocol.marks import legend, letters
 from vst.results.tables import markdown, spread
 
 Row = Mapping[str, Any]
@@ -70,23 +71,24 @@ def score_tables(rows: Sequence[Row]) -> list[Table]:
             body = []
             for objective in kinds(part, "objective"):
                 for a, b in dict.fromkeys((r["source"], r["target"]) for r in part):
-                    cells = [_scores(part, objective, a, b, depth) for depth in depths]
+                    cells = [_at(part, objective, a, b, depth) for depth in depths]
                     if any(cells):
-                        body.append([objective, f"{a} into {b}", *(spread(c, 1, 100) for c in cells)])
+                        shown = (spread([r["score"] for r in cell], 1, 100) + letters(cell) for cell in cells)
+                        body.append([objective, f"{a} into {b}", *shown])
             out.append(
                 Table(
                     f"{task}: {part[0]['metric']} % by depth of the stitch ({family})",
                     ["objective", "direction", *map(str, depths)],
                     body,
-                    _beside(models),
+                    " ".join(filter(None, [_beside(models), legend(part)])),
                 )
             )
     return out
 
 
-def _scores(rows: Sequence[Row], objective: str, a: str, b: str, depth: int) -> list[float]:
+def _at(rows: Sequence[Row], objective: str, a: str, b: str, depth: int) -> list[Row]:
     place = (objective, a, b, depth)
-    return [r["score"] for r in rows if (r["objective"], r["source"], r["target"], r["depth"]) == place]
+    return [r for r in rows if (r["objective"], r["source"], r["target"], r["depth"]) == place]
 
 
 def _beside(models: Sequence[Row]) -> str:

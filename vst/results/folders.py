@@ -190,7 +190,7 @@ class Run:
         """
         path = self._row_path(key)
         if path.exists():
-            ordinal = read_json(path)["ordinal"]
+            ordinal = _stored_row(path)["ordinal"]
         else:
             if self._next is None:
                 self._next = 1 + max((stored["ordinal"] for stored in self._stored()), default=-1)
@@ -222,7 +222,7 @@ class Run:
         return self.folder / "rows" / f"{key}.json"
 
     def _stored(self) -> list[dict[str, Any]]:
-        stored = [read_json(path) for path in self.folder.glob("rows/*.json") if not path.name.startswith(".")]
+        stored = [_stored_row(path) for path in self.folder.glob("rows/*.json") if not path.name.startswith(".")]
         return sorted(stored, key=lambda entry: (entry["ordinal"], entry["key"]))
 
     def _check_same_config(self) -> None:
@@ -237,6 +237,19 @@ class Run:
                 f"{self.folder} cannot be resumed because its config differs in {', '.join(differences)}; give the "
                 "config it was started with, or another folder."
             )
+
+
+def _stored_row(path: Path) -> dict[str, Any]:
+    try:
+        stored = read_json(path)
+    except ValueError as error:
+        fault = str(error.__cause__)
+    else:
+        keys = set(stored) if isinstance(stored, dict) else set()
+        if keys >= {"ordinal", "key", "row"} and type(stored["ordinal"]) is int and stored["key"] == path.stem:
+            return stored
+        fault = "it holds something else than what was written"
+    raise ValueError(f"The row {path} is damaged ({fault}): restore it, or delete it to have it made again.")
 
 
 def _cpu_name() -> str:
