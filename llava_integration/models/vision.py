@@ -167,6 +167,17 @@ class VSTVisionModel(PreTrainedModel):
         states = (tokens,) * (self.tree.config.trunk.depth + 1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=states)
 
+    def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super()._initialize_weights(module, *args, **kwargs)
+        if module is self:  # the last that a loader calls, whatever this model is part of, once its tensors are there
+            self._freeze()
+
+    def _freeze(self) -> None:
+        """Freeze the foundation models again: loaders put parameters of their own, trainable ones, in place."""
+        for module in self.tree.modules():
+            if isinstance(module, VFM):
+                module.requires_grad_(False)
+
     def _init_weights(self, module: nn.Module) -> None:
         for name, p in module.named_parameters(recurse=False):
             if p.ndim > 1:

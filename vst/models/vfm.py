@@ -314,5 +314,6 @@ def _rope_table(spec: VFMSpec, grid: int) -> Tensor | None:
             temperature=spec.rope_temperature,
             grid_indexing="ij",
             rotate_half=True,
+            dtype=torch.float32,  # whatever type the model around it is being built in
         )
         return rope.get_embed().detach().clone()
