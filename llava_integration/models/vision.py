@@ -25,7 +25,7 @@ from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
 from vst.tree.config import MODEL_TYPE, Split, VSTConfig
 from vst.tree.encoder import VSTEncoder
-from vst.tree.saving import CARD, CONFIG, WEIGHTS
+from vst.tree.saving import CARD, CONFIG, PREPROCESSOR, WEIGHTS
 
 # Said to every part of a model; what is meant for the language model alone changes nothing in a tower.
 _FOR_ALL_PARTS = set(TransformersKwargs.__annotations__) - {"output_attentions"}
@@ -244,7 +244,8 @@ class VSTVisionModel(PreTrainedModel):
         if push_to_hub:
             api = HfApi(token=hub.pop("token", None))
             repo = api.create_repo(hub.pop("repo_id", folder.name), exist_ok=True, private=hub.pop("private", None))
-            api.upload_folder(repo_id=repo.repo_id, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD], **hub)
+            files = [CONFIG, WEIGHTS, PREPROCESSOR, CARD]
+            api.upload_folder(repo_id=repo.repo_id, folder_path=folder, allow_patterns=files, **hub)
 
 
 AutoConfig.register(VSTVisionConfig.model_type, VSTVisionConfig, exist_ok=True)
