@@ -79,7 +79,14 @@ def test_the_language_model(tree_of, lm, pictures, tmp_path, monkeypatch):
     small = {"vision_tower.split = 10": "vision_tower.split = 1"}
     space = run_python("docs/multimodal.md", small, tmp_path, monkeypatch, pictures)
     assert space["answer"].shape[0] == 1
-    assert space["model"].model.vision_tower.split == 1
+    model, processor = space["model"], space["processor"]
+    assert model.model.vision_tower.split == 1
+    model.model.vision_tower.split = 3  # as it was when the page asked
+    assert len(set(map(len, space["texts"]))) == 2
+    for text, answer in zip(space["texts"], space["answers"], strict=True):
+        one = processor(images=pictures[0], text=text, return_tensors="pt")
+        alone = model.generate(**one, max_new_tokens=20)[0, one["input_ids"].shape[1] :]
+        assert answer[: len(alone)].tolist() == alone.tolist()
 
 
 def test_the_hook_of_hosts(tmp_path, monkeypatch, pictures):

@@ -23,7 +23,7 @@ from transformers import (
 
 from llava_integration.models.chat import IMAGE_TOKEN
 from llava_integration.models.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
-from llava_integration.models.processing import image_tokens, make_processor
+from llava_integration.models.processing import image_tokens, make_processor, pad_left
 from llava_integration.models.vision import VSTVisionConfig, VSTVisionModel
 from vst.tree.baseline import FullTower
 from vst.tree.config import VSTConfig
@@ -139,7 +139,9 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[PreTrain
         raise FileNotFoundError(f"{folder} holds no saved model (config.json); give the folder of a finished run.")
     options = {} if dtype is None else {"dtype": dtype}
     model = AutoModelForImageTextToText.from_pretrained(folder, **options)
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    pad_left(processor.tokenizer)  # folders of an earlier version do not say so
+    return model.eval(), processor
 
 
 def _first_line(error: Exception) -> str:

@@ -125,7 +125,7 @@ def make_processor(
     projector: ProjectorSpec | None = None,
     template: str | None = None,
 ) -> LlavaProcessor:
-    """transformers' own LLaVA processor for a tree and a language model.
+    """transformers' own LLaVA processor for a tree and a language model; it pads at the left, as generation needs.
 
     ``<image>`` is added to the tokenizer where it is missing; the model's embeddings must then have room for it.
 
@@ -142,6 +142,7 @@ def make_processor(
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    pad_left(tokenizer)
     own = multimodal_template(chat_template(tokenizer, template))
     tokenizer.chat_template = own
     return LlavaProcessor(
@@ -153,6 +154,12 @@ def make_processor(
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=image_tokens(tree, projector) - tree.grid**2,
     )
+
+
+def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad as generation needs it, also after a save: an answer goes on from the last token. Training pads by itself."""
+    tokenizer.padding_side = "left"
+    tokenizer.init_kwargs["padding_side"] = "left"  # what is in there alone is saved
 
 
 def image_tokens(tree: VSTConfig, projector: ProjectorSpec | None = None) -> int:

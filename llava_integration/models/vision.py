@@ -25,7 +25,7 @@ from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
 from vst.tree.config import MODEL_TYPE, Split, VSTConfig
 from vst.tree.encoder import VSTEncoder
-from vst.tree.saving import CARD, CONFIG, WEIGHTS
+from vst.tree.saving import CARD, CONFIG, PREPROCESSOR, WEIGHTS
 
 # Said to every part of a model; what is meant for the language model alone changes nothing in a tower.
 _FOR_ALL_PARTS = set(TransformersKwargs.__annotations__) - {"output_attentions"}
@@ -113,6 +113,8 @@ class VSTVisionModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # What a device map may not cut: inside a model, positions and prefix tokens would be placed apart from the stem.
+    _no_split_modules = ["VFM", "Branch"]  # noqa: RUF012 (as the base class declares it)
 
     def __init__(self, config: VSTVisionConfig) -> None:
         super().__init__(config)
@@ -166,6 +168,17 @@ class VSTVisionModel(PreTrainedModel):
         tokens = self.tree(pixel_values.to(self.dtype), split=split)
         states = (tokens,) * (self.tree.config.trunk.depth + 1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=states)
+
+    def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super()._initialize_weights(module, *args, **kwargs)
+        if module is self:  # the last that a loader calls, whatever this model is part of, once its tensors are there
+            self._freeze()
+
+    def _freeze(self) -> None:
+        """Freeze the foundation models again: loaders put parameters of their own, trainable ones, in place."""
+        for module in self.tree.modules():
+            if isinstance(module, VFM):
+                module.requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
         for name, p in module.named_parameters(recurse=False):
@@ -231,7 +244,8 @@ class VSTVisionModel(PreTrainedModel):
         if push_to_hub:
             api = HfApi(token=hub.pop("token", None))
             repo = api.create_repo(hub.pop("repo_id", folder.name), exist_ok=True, private=hub.pop("private", None))
-            api.upload_folder(repo_id=repo.repo_id, folder_path=folder, allow_patterns=[CONFIG, WEIGHTS, CARD], **hub)
+            files = [CONFIG, WEIGHTS, PREPROCESSOR, CARD]
+            api.upload_folder(repo_id=repo.repo_id, folder_path=folder, allow_patterns=files, **hub)
 
 
 AutoConfig.register(VSTVisionConfig.model_type, VSTVisionConfig, exist_ok=True)

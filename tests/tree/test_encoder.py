@@ -166,7 +166,12 @@ def test_saved_tree_is_self_contained_and_bit_equal(tree_of, tmp_path, family):
         for p in tree.branches.parameters():
             p.add_(0.01 * torch.randn_like(p))
     folder = tree.save_pretrained(tmp_path / "tree")
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
     pixels = pixels_of(tree)
     again = VSTEncoder.from_pretrained(folder)
     for split in tree.splits:

@@ -19,6 +19,7 @@ from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vst.models.placement import placed
 from vst.models.spec import VFMSpec
 
 
@@ -65,7 +66,10 @@ class VFM(nn.Module):
         self.has_stem = stem
         self.blocks = nn.ModuleDict({str(i): _block(spec, layer_norm) for i in range(start, stop)})
         self.norm = layer_norm(spec.width) if norm else None
-        self.register_buffer("rope", _rope_table(spec, grid), persistent=False)
+        if spec.position == "rotary":
+            self.register_buffer("rope", _rope_table(spec, grid), persistent=False)
+        else:
+            self.rope = None  # no buffer: accelerate cannot place one that is None
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
@@ -87,6 +91,9 @@ class VFM(nn.Module):
         Raises:
             ValueError: pictures of another size, or a model that was built without its stem.
         """
+        return self(pixels, 0)
+
+    def _stem(self, pixels: Tensor) -> Tensor:
         if not self.has_stem:
             raise ValueError(f"{self.spec.source} was built without its stem and cannot see pixels: feed it tokens.")
         side = self.image_size
@@ -118,7 +125,7 @@ class VFM(nn.Module):
 
     def _step(self, i: int, x: Tensor) -> Tensor:
         block = self.blocks[str(i)]
-        call = block if self.rope is None else partial(block, rope=self.rope)
+        call = block if self.rope is None else partial(_rotary, block, rope=self.rope)
         if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
             from torch.utils.checkpoint import checkpoint
 
@@ -131,15 +138,23 @@ class VFM(nn.Module):
 
     def walk(self, pixels: Tensor, depths: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """:meth:`taps` one by one, ascending: (depth, tokens ``[B, T, D]``), each block run when it is asked for."""
-        x, at = self.embed(pixels), 0
+        x, at = self(pixels, 0), 0  # a call, so that whoever places this model's tensors sees that they are needed
         for depth in sorted(set(depths)):
             x = self.run(x, at, depth)
             at = depth
             yield depth, x
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """All held blocks and the final norm: ``[B, 3, S, S]`` to ``[B, T, D]``."""
-        x = self.run(self.embed(pixels), 0, self.stop)
+    def forward(self, pixels: Tensor, stop: int | None = None) -> Tensor:
+        """All held blocks and the final norm: ``[B, 3, S, S]`` to ``[B, T, D]``.
+
+        Args:
+            pixels: as the model's own preparation makes them.
+            stop: give the output at this depth, before any norm, in place of all that is held; 0 is the stem's.
+        """
+        x = self._stem(pixels)
+        if stop is not None:
+            return self.run(x, 0, stop) if stop else x
+        x = self.run(x, 0, self.stop)
         return x if self.norm is None else self.norm(x)
 
     def patches(self, x: Tensor) -> Tensor:
@@ -301,6 +316,12 @@ def _block(spec: VFMSpec, layer_norm: Any) -> nn.Module:
     )
 
 
+def _rotary(block: nn.Module, x: Tensor, rope: Tensor) -> Tensor:
+    attention: Any = block.attn
+    with placed(attention.qkv):  # timm reads its weight there without calling it
+        return block(x, rope=rope)
+
+
 def _rope_table(spec: VFMSpec, grid: int) -> Tensor | None:
     """DINOv3's sine and cosine table ``[N, 2 * head width]``, fp32; a function of the grid alone."""
     if spec.position != "rotary":
@@ -314,5 +335,6 @@ def _rope_table(spec: VFMSpec, grid: int) -> Tensor | None:
             temperature=spec.rope_temperature,
             grid_indexing="ij",
             rotate_half=True,
+            dtype=torch.float32,  # whatever type the model around it is being built in
         )
         return rope.get_embed().detach().clone()

@@ -77,7 +77,7 @@ class FullEncoders(nn.Module):
             with schedule.fork(name, pixels[name]):
                 made[name] = model.features(model.taps(pixels[name], [model.stop])[model.stop])
         schedule.join(*made.values())
-        return {name: made[first] for name, first in same.items()}
+        return {name: made[first].to(pixels[name].device) for name, first in same.items()}
 
     def same_tokens(self, pixels: Mapping[str, Tensor]) -> dict[str, str]:
         """By name, the first of the models that gives the same tokens: mostly itself."""

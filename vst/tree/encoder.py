@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vst.data.images import ImageTransform
 from vst.models import checkpoints
+from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.config import BranchConfig, Split, VSTConfig, as_split, split_label
@@ -51,7 +52,7 @@ class Branch(nn.Module):
         """Stitched tokens ``[B, T, D]`` through the tail's blocks (no norm)."""
         return self.tail.run(tokens, self.config.enter(split), self.config.stop)
 
-    def forward(self, x: Tensor, split: int, trunk: VFM) -> Tensor:
+    def forward(self, x: Tensor, split: int, trunk: VFM | Lent) -> Tensor:
         """Trunk tokens at ``config.reads(split)`` to the branch's tokens ``[B, T, D]`` at depth ``stop``."""
         return self.run_tail(self.stitches[str(split)](x, trunk), split)
 
@@ -260,7 +261,8 @@ class VSTEncoder(OnDisk):
         choices = [self.config.resolve(split) for split in splits]
         states = self.trunk.walk(pixels.to(self.trunk.patch_embed.proj.weight.dtype), self._depths(choices))
         found = self._branches(states, choices, schedule)
-        return [{name: x.to(pixels.dtype) for name, x in tokens.items()} for tokens in found]
+        # Where branches are on other devices than the trunk, here they come together.
+        return [{n: x.to(pixels.device, pixels.dtype) for n, x in tokens.items()} for tokens in found]
 
     def _depths(self, choices: Sequence[Mapping[str, int]]) -> set[int]:
         """Trunk depths that branches, and the trunk's own features, are read at."""
@@ -281,7 +283,7 @@ class VSTEncoder(OnDisk):
             for name, split in leaving.get(depth, ()):
                 branch = self.branches[name]
                 with schedule.fork(name, x):
-                    made[name, split] = branch.tail.features(branch(x, split, self.trunk))
+                    made[name, split] = branch.tail.features(branch(x, split, Lent(self.trunk)))
             if config.keep_trunk and depth == config.trunk_stop:
                 made[config.trunk_name, -1] = self.trunk.features(x)
         schedule.join(*made.values())

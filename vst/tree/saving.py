@@ -1,4 +1,4 @@
-"""Trees on disk: ``config.json``, one safetensors file and a model card; or the stitches alone.
+"""Trees on disk: ``config.json``, one safetensors file, the preparation of pictures and a model card; or the stitches.
 
 Written to temporary files and renamed, never over an existing tree unless asked; nothing is ever unpickled.
 """
@@ -22,6 +22,7 @@ from vst.tree.config import VSTConfig
 
 Tree = TypeVar("Tree", bound="OnDisk")
 CONFIG, WEIGHTS, STITCHES, CARD = "config.json", "model.safetensors", "stitches.safetensors", "README.md"
+PREPROCESSOR = "preprocessor_config.json"  # read by transformers alone: here the config says all of it
 
 
 class OnDisk(nn.Module):
@@ -47,7 +48,7 @@ class OnDisk(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, overwrite: bool = False, state_dict: Mapping[str, Tensor] | None = None
     ) -> Path:
-        """Write config, weights of the blocks that are held and a model card: all that loading needs.
+        """Write config, weights of the blocks that are held, picture preparation and a model card: all that is needed.
 
         Args:
             folder: to write to.
@@ -85,6 +86,7 @@ class OnDisk(nn.Module):
         for other in set(weight_files(folder)) - {file}:
             (folder / other).unlink()
         write_json(folder / CONFIG, self.config.to_dict())
+        write_json(folder / PREPROCESSOR, preprocessor(self.config))
         with atomic_path(folder / CARD) as path:
             path.write_text(model_card(self.config, stitches_only=file == STITCHES), encoding="utf-8")
         return folder
@@ -141,6 +143,17 @@ class OnDisk(nn.Module):
         return tree.freeze()
 
 
+def preprocessor(config: VSTConfig) -> dict[str, Any]:
+    """A tree's picture preparation, as ``AutoImageProcessor`` of transformers reads it."""
+    return {
+        "image_processor_type": "VSTImageProcessor",
+        "size": {"height": config.image_size, "width": config.image_size},
+        "image_mean": list(config.trunk.mean),
+        "image_std": list(config.trunk.std),
+        "cut": config.cut,
+    }
+
+
 def weight_files(folder: Path) -> list[str]:
     """Names of the files of weights in a folder: whole, in shards as transformers writes them, the stitches alone."""
     patterns = (WEIGHTS, f"{WEIGHTS}.index.json", f"model-{5 * '?'}-of-{5 * '?'}.safetensors", STITCHES)
@@ -161,7 +174,9 @@ def read_config(source: str | Path, revision: str | None = None, *, weights: boo
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = _from_hub(str(source), revision, [CONFIG, WEIGHTS, STITCHES, CARD] if weights else [CONFIG])
+        folder = _from_hub(
+            str(source), revision, [CONFIG, WEIGHTS, STITCHES, PREPROCESSOR, CARD] if weights else [CONFIG]
+        )
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained.")
     values = read_json(folder / CONFIG)

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.ridge import RidgeFit, RidgeSums
@@ -175,9 +176,9 @@ class Stitch(nn.Module):
         """Whether the family can bridge two models."""
         return True
 
-    def forward(self, x: Tensor, trunk: VFM) -> Tensor:
+    def forward(self, x: Tensor, trunk: VFM | Lent) -> Tensor:
         """Trunk tokens ``[B, Ps + N, Ds]`` at depth ``split - lookback`` to ``[B, Pt + N, Dt]``, in x's dtype."""
-        cls, patches = self.transform(x, trunk)
+        cls, patches = self.transform(x, trunk.model if isinstance(trunk, Lent) else trunk)
         parts = [] if cls is None else [cls]
         if self.learned is not None:
             parts.append(self.learned.to(patches.dtype).expand(len(x), -1, -1))

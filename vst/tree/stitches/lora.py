@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vst.models.placement import hooked, placed, tensors_of
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.modules import ModuleMap
@@ -45,8 +46,7 @@ class LoRA(Stitch):
         if rank < 1:
             raise ValueError(f"A lora stitch of rank {rank} was asked for; expected at least 1.")
         self.scale = (2.0 * rank if alpha is None else alpha) / rank
-        with torch.device("meta"):
-            block = VFM(source, 1, start=split - 1, stop=split, stem=False, norm=False).blocks[str(split - 1)]
+        block = self._bare()
         self.adapted = [name for name, m in block.named_modules() if isinstance(m, nn.Linear)]
         self.factors: ModuleMap[_Factors] = ModuleMap()
         for name in self.adapted:
@@ -57,11 +57,21 @@ class LoRA(Stitch):
         block = trunk.blocks[str(self.split - 1)]
         merged = {}
         for name in self.adapted:
-            pair = self.factors[name.replace(".", "_")]
-            weight = block.get_parameter(f"{name}.weight")
-            merged[f"{name}.weight"] = weight + (self.scale * (pair.lora_B @ pair.lora_A)).to(weight.dtype)
-        y = functional_call(block, merged, (x,), {} if trunk.rope is None else {"rope": trunk.rope})
+            product = self.factors[name.replace(".", "_")]()
+            with placed(block.get_submodule(name)):
+                weight = block.get_parameter(f"{name}.weight").to(x.device)
+            merged[f"{name}.weight"] = weight + (self.scale * product).to(weight.dtype)
+        if hooked(block):  # its hooks would put the plain weights back in place of the merged ones
+            merged = tensors_of(block, x.device) | merged
+            block = self._bare()
+        y = functional_call(block, merged, (x,), {} if trunk.rope is None else {"rope": trunk.rope.to(x.device)})
         return (y[:, :1] if self.maps_cls else None), y[:, self.source.prefix :]
+
+    def _bare(self) -> nn.Module:
+        """The trunk's block without its weights."""
+        with torch.device("meta"):
+            model = VFM(self.source, 1, start=self.split - 1, stop=self.split, stem=False, norm=False)
+        return model.blocks[str(self.split - 1)]
 
     def macs(self, tokens: int) -> int:
         merge = sum(p.lora_A.numel() * p.lora_B.shape[0] for p in self.factors.values())
@@ -74,3 +84,6 @@ class _Factors(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(rank, in_width))
         self.lora_B = nn.Parameter(torch.zeros(out_width, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self) -> Tensor:
+        return self.lora_B @ self.lora_A

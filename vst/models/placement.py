@@ -1,0 +1,55 @@
+"""Weights that somebody else places: hooks on a model's modules bring them for a call and take them away after it.
+
+accelerate offloads a model so (``device_map`` of transformers): each module that holds tensors gets a hook around its
+``forward``. What reads a module's tensors without calling it has to ask for them, and a module that is handed to a
+call would be moved like any other input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vst.models.vfm import VFM
+
+
+class Lent:
+    """A model that a call may read, without being an input of it that is moved to where the call is computed."""
+
+    def __init__(self, model: VFM) -> None:
+        self.model = model
+
+
+def placed(module: nn.Module) -> AbstractContextManager[None]:
+    """While open, the module's own tensors are there to be read, as they are during its call."""
+    hook = getattr(module, "_hf_hook", None)
+    return nullcontext() if hook is None else _brought(module, hook)
+
+
+@contextmanager
+def _brought(module: nn.Module, hook: Any) -> Iterator[None]:
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether any part of a module has its tensors placed by a hook."""
+    return any(hasattr(part, "_hf_hook") for part in module.modules())
+
+
+def tensors_of(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Parameters and buffers of a module by name, on a device, wherever they are kept."""
+    out: dict[str, Tensor] = {}
+    for path, part in module.named_modules():
+        with placed(part):
+            own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+            out |= {f"{path}.{name}" if path else name: tensor.to(device) for name, tensor in own}
+    return out
