@@ -1,5 +1,6 @@
 """Tiny random models of every family, written by transformers as their real ones are."""
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,16 @@ from vst import VSTEncoder
 from vst.models import checkpoints
 
 FAMILIES = ("clip", "siglip", "dinov2", "dinov2_registers", "dinov3")
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+NORMALISATION = {
+    "clip": {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+    "siglip": {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+    "dinov2": IMAGENET,
+    "dinov3": IMAGENET,
+}
 
 
 def _model(family, width, depth, heads, grid):
@@ -70,6 +81,7 @@ def tiny(tmp_path_factory):
                         p.normal_(0, 0.2)
             folder = tmp_path_factory.mktemp(family)
             model.save_pretrained(folder)
+            (folder / "preprocessor_config.json").write_text(json.dumps(NORMALISATION[family.partition("_")[0]]))
             made[key] = f"hf:{folder}"
         return made[key]
 

@@ -342,13 +342,13 @@ def test_hf_shards_and_parts(folders, tmp_path):
 def test_hf_reads_only_what_is_asked_for(folders, monkeypatch):
     _, folder = folders("clip")
     read: list[str] = []
-    load = huggingface._load
+    load = huggingface.load_tensors
 
-    def spy(folder, keys, name):
+    def spy(folder, keys, source):
         read.extend(keys)
-        return load(folder, keys, name)
+        return load(folder, keys, source)
 
-    monkeypatch.setattr(huggingface, "_load", spy)
+    monkeypatch.setattr(huggingface, "load_tensors", spy)
     load_vfm(f"hf:{folder}", start=1, stop=2, stem=False, norm=False)
     assert read
     assert all(name.startswith("encoder.layers.1.") for name in read)

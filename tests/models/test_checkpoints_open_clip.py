@@ -61,6 +61,16 @@ def test_open_clip_equals_open_clip(architectures, name, mlp, prefix):
     assert_same(VFM.from_tensors(spec, tensors, spec.grid(spec.image_size)), *open_clip_states(visual, x), x)
 
 
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-timm", "ViT-B-32", "ViT-L-14", "ViT-B-16-SigLIP2-256"])
+def test_open_clip_description_draws_no_weights(architectures, name, monkeypatch):
+    """A description of bigG took over a minute where every weight was drawn first."""
+    built, create = [], open_clip.create_model
+    monkeypatch.setattr(open_clip, "create_model", lambda *a, **k: built.append(create(*a, **k)) or built[-1])
+    describe(f"open_clip:{name}")
+    assert len(built) == 1
+    assert {t.device.type for t in built[0].state_dict().values()} == {"meta"}
+
+
 def test_open_clip_tag(architectures, tmp_path, monkeypatch):
     """A tag brings its weights, normalisation and activation: open_clip itself only warns of the latter."""
     from open_clip import pretrained

@@ -264,6 +264,35 @@ def test_spec_errors():
         replace(SPECS["clip"], heads=5)
 
 
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        *(("source", x) for x in ("", "x\nlicense: mit", 5, None)),
+        *(("license", x) for x in (["mit"], None)),
+        *(("depth", x) for x in (0, -1, 10**9, 12.0, "12", True, None, float("nan"))),
+        *(("heads", x) for x in (0, -2, 2.0)),
+        *(("patch", x) for x in (0, 8.0, [8, 8])),
+        *(("image_size", x) for x in (0, 3, 10**12)),
+        *(("registers", x) for x in (-1, 10**9, None)),
+        *(("cls", x) for x in ("no", 1, None)),
+        *(("norm_eps", x) for x in (0, -1e-6, "1e-6", float("nan"), float("inf"), 2.0, 10**400)),
+        *(("rope_temperature", x) for x in (0.0, -100.0, float("inf"), "100")),
+        *(("mean", x) for x in (0.5, "abc", (0.5, 0.5), (0.5, 0.5, float("nan")), (123.7, 116.3, 103.5), (-0.1, 0, 0))),
+        *(("std", x) for x in ((0, 1, 1), (58.4, 57.1, 57.4), (1, 1, -1), {"r": 1})),
+        *(("family", x) for x in ([], None)),
+    ],
+)
+def test_a_spec_takes_only_what_a_model_can_be(field, bad):
+    with pytest.raises(ValueError, match=f"{field}.*; expected") as caught:
+        VFMSpec.from_dict({**SPECS["clip"].to_dict(), field: bad})
+    assert "\n" not in str(caught.value)
+
+
+def test_rotary_heads_have_a_width_of_fours():
+    with pytest.raises(ValueError, match=r"VFMSpec.heads is 16; expected heads of a width of 4"):
+        replace(SPECS["dinov3"], heads=16)
+
+
 def test_spec_grid():
     spec = replace(SPECS["clip"], patch=14)
     assert [spec.grid(s) for s in (14, 224, 336)] == [1, 16, 24]

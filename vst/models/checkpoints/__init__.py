@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from types import ModuleType
 from typing import Any
 
-from vst.models.checkpoints import huggingface, openclip, timm_hub
+from torch import Tensor
+
+from vst.models.checkpoints import huggingface, openclip, timm_files, timm_hub
 from vst.models.checkpoints.names import known_names, resolve
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
@@ -24,7 +26,8 @@ def describe(source: str) -> VFMSpec:
     anew when one of its config files was changed. A failure is not kept.
 
     Args:
-        source: ``timm:NAME``, ``hf:ID-or-folder``, ``open_clip:ARCH/TAG`` or a ready name (:func:`known_names`).
+        source: ``timm:NAME``, ``timm:NAME@FILE.safetensors``, ``hf:ID-or-folder`` (as transformers or timm saves it),
+            ``open_clip:ARCH/TAG`` or a ready name (:func:`known_names`).
 
     Raises:
         ValueError: an unknown source, or a model that a VFM cannot represent.
@@ -35,7 +38,7 @@ def describe(source: str) -> VFMSpec:
     state = huggingface.folder_state(name) if scheme == "hf" else None
     if (known := _DESCRIBED.get((scheme, name))) is not None and known[0] == state:
         return known[1]
-    spec: VFMSpec = _READERS[scheme].describe(name)
+    spec: VFMSpec = _reader(scheme, name).describe(name)
     _DESCRIBED[scheme, name] = state, spec
     return spec
 
@@ -75,8 +78,24 @@ def load_vfm(
         grid = spec.grid(spec.image_size)
     if pretrained:
         scheme, name = resolve(spec.source)
-        tensors = _READERS[scheme].read(name, spec, parts)
+        tensors = _reader(scheme, name).read(name, spec, parts)
+        _check_finite(spec.source, tensors)
     else:
         tensors = VFM(spec, spec.grid(spec.image_size), **parts).reset_parameters(seed).state_dict()
     tensors = {n: t.float() for n, t in tensors.items()}
     return VFM.from_tensors(spec, tensors, grid, **parts).eval()
+
+
+def _reader(scheme: str, name: str) -> ModuleType:
+    return timm_files if scheme == "timm" and "@" in name else _READERS[scheme]
+
+
+def _check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that a damaged file or a training gone wrong left behind: every token would be NaN."""
+    # A sum that is finite is one of finite numbers, and takes no memory; one that is not may have overflowed.
+    for name, tensor in tensors.items():
+        if not tensor.sum().isfinite() and (bad := int((~tensor.isfinite()).sum())):
+            raise ValueError(
+                f"{source}: its tensor {name} holds {bad} of {tensor.numel()} numbers that are not finite; fetch the "
+                "checkpoint again, or take an earlier one of its training."
+            )

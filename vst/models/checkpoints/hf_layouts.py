@@ -39,6 +39,7 @@ class Layout:
         dropped: pattern of usual names that are no part of the vision trunk: heads, mask token, text tower.
         fixed: fields of the spec that the ``model_type`` itself decides.
         nested: whether the vision tower's config is the sub-dict ``vision_config``.
+        overrides: a second sub-dict that, as in transformers, takes the place of the first where it is given.
     """
 
     family: str
@@ -47,6 +48,7 @@ class Layout:
     dropped: str
     fixed: Mapping[str, Any]
     nested: bool = False
+    overrides: str | None = None
 
     def rename(self, key: str) -> str | None:
         """The usual form of a tensor's name on disk; ``None`` for what is left aside."""
@@ -54,31 +56,52 @@ class Layout:
             key = re.sub(pattern, new, key)
         return None if re.match(self.dropped, key) else key
 
+    def complete(self, source: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The vision tower's settings, and transformers' own defaults for what config.json leaves out.
+
+        Raises:
+            ValueError: no settings of the vision tower, or one of another type than it has in transformers.
+        """
+        if self.nested:
+            given = [config.get(n) for n in ("vision_config", self.overrides) if n]
+            tower = next((c for c in reversed(given) if c is not None), None)
+            if not isinstance(tower, Mapping):
+                raise ValueError(
+                    f"{source} has a config.json with vision_config {tower!r}; expected the settings of its vision "
+                    "tower, as save_pretrained writes them."
+                )
+            kind = f"{config['model_type']}_vision_model"
+            if tower.get("model_type", kind) != kind:
+                raise ValueError(f"{source} has a vision_config of {tower['model_type']!r}; expected {kind!r}.")
+            config = tower
+        values = {name: config.get(name, default) for name, default in self.defaults.items()}
+        for name, default in self.defaults.items():
+            _check_kind(source, name, values[name], default)
+        return values
+
     def spec(self, source: str, config: Mapping[str, Any]) -> VFMSpec:
-        """Spec from a config that was completed with the defaults.
+        """Spec from the content of a config.json.
 
         Raises:
             ValueError: a configuration that a VFM cannot represent.
         """
+        config = self.complete(source, config)
         if config["num_channels"] != 3:
             raise ValueError(f"{source} takes {config['num_channels']} channels; expected 3 (RGB).")
         patch = _square(source, "patch_size", config["patch_size"])
         size = _square(source, "image_size", config["image_size"])
-        try:
-            return VFMSpec(
-                source=source,
-                family=self.family,
-                width=config["hidden_size"],
-                depth=config["num_hidden_layers"],
-                heads=config["num_attention_heads"],
-                patch=patch,
-                image_size=size // patch * patch,  # the patch convolution leaves a remainder aside
-                norm_eps=config["layer_norm_eps"],
-                **self.fixed,
-                **_MLPS[self.family](source, config),
-            )
-        except TypeError as error:
-            raise ValueError(f"{source} has a config.json with a value of a wrong type: {error}.") from error
+        return VFMSpec(
+            source=source,
+            family=self.family,
+            width=config["hidden_size"],
+            depth=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            patch=patch,
+            image_size=size // patch * patch,  # the patch convolution leaves a remainder aside
+            norm_eps=config["layer_norm_eps"],
+            **self.fixed,
+            **_MLPS[self.family](source, config),
+        )
 
     def recipe(self, spec: VFMSpec, names: Collection[str]) -> Recipe:
         """VFM parameter -> usual names of the tensors on disk that make it, for the whole model.
@@ -103,11 +126,33 @@ class Layout:
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
+_SIZES = ("patch_size", "image_size")
+
+
+def _check_kind(source: str, name: str, value: Any, default: Any) -> None:
+    """Refuse a setting that is of another type than transformers' own default for it."""
+    if name in _SIZES:
+        return  # one number or two, which `_square` reads
+    if isinstance(default, bool):
+        fits, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, str):
+        fits, expected = isinstance(value, str), "a name"
+    elif isinstance(default, float) or name == "mlp_ratio":
+        fits, expected = (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e6,
+            "a number above 0",
+        )
+    else:
+        fits, expected = type(value) is int and 0 <= value <= 2**31, "a whole number"
+    if not fits:
+        raise ValueError(f"{source} has a config.json with {name} {value!r}; expected {expected}.")
+
+
 def _square(source: str, name: str, value: Any) -> int:
-    sides = {value} if isinstance(value, int) else set(value)
-    if len(sides) != 1 or min(sides) < 1:
-        raise ValueError(f"{source} has {name} {value}; expected one positive number or two equal ones.")
-    return sides.pop()
+    sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+    if not all(type(side) is int and 0 < side <= 2**31 for side in sides) or sides[0] != sides[-1]:
+        raise ValueError(f"{source} has {name} {value!r}; expected one whole number above 0, or two equal ones.")
+    return sides[0]
 
 
 def _activation(source: str, value: str) -> str:
@@ -122,6 +167,7 @@ def _plain_mlp(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dinov2_mlp(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
     hidden = int(config["hidden_size"] * config["mlp_ratio"])
+    # Only the variant with registers has them among its defaults.
     extra = {"qkv_bias": config["qkv_bias"], "registers": config.get("num_register_tokens", 0)}
     if config["use_swiglu_ffn"]:
         return {"hidden": (int(hidden * 2 / 3) + 7) // 8 * 8, "mlp": "swiglu", **extra}
@@ -211,7 +257,7 @@ _DINOV2: dict[str, Any] = {
 _DINOV2_FIXED = {"cls": True, "layer_scale": True, "mean": _IMAGENET_MEAN, "std": _IMAGENET_STD}
 
 LAYOUTS: dict[str, Layout] = {
-    "clip": Layout(**_CLIP, nested=True),
+    "clip": Layout(**_CLIP, nested=True, overrides="vision_config_dict"),
     "clip_vision_model": Layout(**_CLIP),
     "siglip": Layout(**_SIGLIP, nested=True),
     "siglip_vision_model": Layout(**_SIGLIP),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from difflib import get_close_matches
+from pathlib import Path
+
+import timm
 
 SCHEMES = {
     "timm": "timm:NAME",
@@ -45,14 +50,45 @@ def resolve(source: str) -> tuple[str, str]:
     """Split a source into scheme and the rest: ``timm:vit_x`` to ``("timm", "vit_x")``; ready names are looked up.
 
     Raises:
-        ValueError: an unknown scheme or name, or a scheme with nothing behind it.
+        ValueError: an unknown scheme or name, or a scheme with nothing behind it; says what was probably meant.
     """
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if not isinstance(source, str):
+        raise ValueError(f"A model source is a {type(source).__name__}; expected a text: {_expected()}.")
     exact = READY.get(source, source)
     scheme, colon, rest = exact.partition(":")
-    if colon and scheme in SCHEMES and rest:
+    if colon and scheme in SCHEMES and rest and not _URL.match(rest):
         return scheme, rest
-    close = get_close_matches(source, [*READY, *SCHEMES], n=1)
+    meant = _meant(source.strip())
     raise ValueError(
-        f"{source!r} is no known model source{f' (did you mean {close[0]!r}?)' if close else ''}; "
-        f"use {', '.join(SCHEMES.values())} or a ready name: {', '.join(READY)}."
+        f"{source!r} is no known model source{f' (did you mean {meant!r}?)' if meant else ''}; use {_expected()}."
     )
+
+
+_URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+)")
+
+
+def _expected() -> str:
+    return f"{', '.join(SCHEMES.values())} or a ready name: {', '.join(READY)}"
+
+
+def _meant(source: str) -> str | None:
+    """What somebody who wrote this probably wants: a folder, a page of the hub, or a name without its scheme."""
+    scheme, colon, rest = source.partition(":")
+    bare = rest if colon and scheme.casefold() in (*SCHEMES, "hf-hub") else source
+    if url := _URL.search(bare):
+        return f"hf:{url['id']}"
+    if (ready := bare.strip().casefold()) in READY:
+        return ready
+    if colon and rest and scheme.casefold() in SCHEMES:
+        return f"{scheme.casefold()}:{rest}"
+    if bare.startswith("timm/"):
+        return f"timm:{bare.removeprefix('timm/')}"
+    if bare and Path(bare).expanduser().is_dir():
+        return f"hf:{bare}"
+    if timm.is_model(bare):
+        return f"timm:{bare}"
+    if re.fullmatch(r"[\w-]+/[\w.-]+", bare):
+        return f"hf:{bare}"
+    return next(iter(get_close_matches(bare, [*READY, *SCHEMES], n=1)), None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vst.models.checkpoints import timm_hub
+from vst.models.checkpoints.preparation import three, warn_normalisation, warn_resampling
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM, check_tensors
 
@@ -73,7 +74,12 @@ def from_visual(visual: Any, source: str, config: Mapping[str, Any] | None = Non
         tensors = _tensors(visual, spec)
     else:
         raise ValueError(f"{source} has an image tower of class {type(visual).__name__}; expected a ViT or a timm ViT.")
-    given = {key: tuple(float(v) for v in config[key]) for key in ("mean", "std") if config and config.get(key)}
+    config = config or {}
+    settings = {key: three(f"{source}: its settings", key, config.get(key)) for key in ("mean", "std")}
+    given = {key: value for key, value in settings.items() if value is not None}
+    if config and (lacking := [key for key in settings if key not in given]):
+        warn_normalisation(source, f"open_clip's settings name no {' and no '.join(lacking)}", spec.mean, spec.std)
+    warn_resampling(source, config.get("interpolation"))
     return replace(spec, **given), tensors  # type: ignore[arg-type]
 
 
@@ -169,16 +175,15 @@ def _build(name: str, *, weights: bool) -> nn.Module:
     options: dict[str, Any] = {"pretrained_hf": False, "force_quick_gelu": bool(config.get("quick_gelu"))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # open_clip warns of the activation that is set right here
-        if not weights:
-            try:
-                with torch.device("meta"):
-                    return open_clip.create_model(architecture, pretrained=None, **options).visual
-            except (RuntimeError, NotImplementedError):
-                return open_clip.create_model(architecture, pretrained=None, **options).visual
         try:
-            return open_clip.create_model(architecture, pretrained=tag, **options).visual
+            if weights:
+                return open_clip.create_model(architecture, pretrained=tag, **options).visual
+            # Only both keep the weights from being drawn: it moves the model to a device once it is built.
+            with torch.device("meta"):
+                return open_clip.create_model(architecture, pretrained=None, device="meta", **options).visual
         except Exception as error:
+            what, first = "The weights of" if weights else "The configuration of", timm_hub.first_line(error)
             raise RuntimeError(
-                f"The weights of open_clip:{name} could not be fetched ({type(error).__name__}: {error}); connect to "
-                "the Hugging Face hub once, or load a local folder with hf:FOLDER."
+                f"{what} open_clip:{name} could not be fetched ({type(error).__name__}: {first}); connect to the "
+                "Hugging Face hub once, or load a local folder with hf:FOLDER."
             ) from error

@@ -11,28 +11,38 @@ import torch
 from timm.layers import GELUTanh, GluMlp, Mlp, PatchEmbed, QuickGELU, SwiGLU
 from timm.layers import LayerNorm as TimmLayerNorm
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from vst.models.checkpoints.preparation import three, warn_normalisation, warn_resampling
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
 
 _FAMILIES = ("clip", "dinov2", "siglip", "dinov3")
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LAYER_NORMS = (nn.LayerNorm, TimmLayerNorm)
 _IGNORED = ("drop", "drop1", "drop2", "drop_path1", "drop_path2", "attn_drop", "proj_drop")  # nothing in evaluation
-_HEAD = ("attn_pool", "fc_norm", "head", "head_drop")
+HEAD = ("attn_pool", "fc_norm", "head", "head_drop")
 
 
 def describe(name: str) -> VFMSpec:
     """Spec of ``timm:NAME``; the model is built without memory for its weights."""
+    return spec_from_module(built(name), f"timm:{name}")
+
+
+def built(name: str) -> nn.Module:
+    """The module that timm calls by a name, on ``meta`` and without a head.
+
+    Raises:
+        ValueError: timm does not know the name.
+    """
     _check_name(name)
     try:
         with torch.device("meta"):
-            module = timm.create_model(name, pretrained=False, num_classes=0)
+            return timm.create_model(name, pretrained=False, num_classes=0)
     except (RuntimeError, NotImplementedError):  # some timm versions compute with numbers while they build
-        module = timm.create_model(name, pretrained=False, num_classes=0)
-    return spec_from_module(module, f"timm:{name}")
+        return timm.create_model(name, pretrained=False, num_classes=0)
 
 
 def read(name: str, spec: VFMSpec, parts: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -42,8 +52,8 @@ def read(name: str, spec: VFMSpec, parts: Mapping[str, Any]) -> dict[str, Tensor
         module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
         raise RuntimeError(
-            f"The weights of timm:{name} could not be fetched ({type(error).__name__}: {_first_line(error)}); connect "
-            "to the Hugging Face hub once, or load a local folder with hf:FOLDER."
+            f"The weights of timm:{name} could not be fetched ({type(error).__name__}: {first_line(error)}); connect "
+            f"to the Hugging Face hub once, or load what lies on disk with timm:{name}@FILE.safetensors, or hf:FOLDER."
         ) from error
     return tensors_from_module(module, spec)
 
@@ -84,8 +94,16 @@ def spec_from_module(module: nn.Module, source: str) -> VFMSpec:
         raise _refusal(source, f"its input is not square RGB (patch {patch}, size {size})")
     if not len(model.blocks):
         raise _refusal(source, "it has no blocks")
-    block = model.blocks[0]
+    block, plain = model.blocks[0], EvaBlock if rotary else Block
+    if odd := next((b for b in model.blocks if type(b) is not plain), None):
+        raise _refusal(source, f"it has blocks of the class {type(odd).__name__}, not {plain.__name__}")
     config = getattr(model, "pretrained_cfg", None) or {}
+    warn_resampling(source, config.get("interpolation"))
+    where = f"{source}: its pretrained_cfg"
+    given = {name: three(where, name, config.get(name)) for name in ("mean", "std")}
+    mean, std = given["mean"] or _MEAN, given["std"] or _STD
+    if lacking := [name for name, value in given.items() if value is None]:
+        warn_normalisation(source, f"timm's settings name no {' and no '.join(lacking)}", mean, std)
     registers = 0 if model.reg_token is None else model.reg_token.shape[1]
     spec = VFMSpec(
         source=source,
@@ -106,8 +124,8 @@ def spec_from_module(module: nn.Module, source: str) -> VFMSpec:
         position="rotary" if rotary else "learned",
         rope_temperature=model.rope.temperature if rotary else 100.0,
         antialias=True,
-        mean=_three(config.get("mean"), (0.485, 0.456, 0.406)),
-        std=_three(config.get("std"), (0.229, 0.224, 0.225)),
+        mean=mean,
+        std=std,
         license=config.get("license") or "unknown",
     )
     _compare(model, spec, grid[0])
@@ -116,7 +134,7 @@ def spec_from_module(module: nn.Module, source: str) -> VFMSpec:
 
 def tensors_from_module(module: nn.Module, spec: VFMSpec) -> dict[str, Tensor]:
     """State dict of a timm module in VFM's layout: no head, prefix positions folded into their tokens."""
-    state = {n: t for n, t in module.state_dict().items() if n.partition(".")[0] not in _HEAD}
+    state = {n: t for n, t in module.state_dict().items() if n.partition(".")[0] not in HEAD}
     if isinstance(module.norm, nn.Identity):  # pooled models keep the final norm behind the pooling
         state |= {f"norm.{n}": t for n, t in module.fc_norm.state_dict().items()}  # type: ignore[union-attr]
     if "pos_embed" in state:
@@ -168,14 +186,8 @@ def _family(architecture: str) -> str:
     return next((family for family in _FAMILIES if family in words), "vit")
 
 
-def _three(values: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    if values is None:
-        return default
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
     return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
@@ -221,8 +233,6 @@ def _compare(model: Any, spec: VFMSpec, grid: int) -> None:
         ours = VFM(spec, grid)
     for i, theirs in enumerate(model.blocks):
         mine = ours.blocks[str(i)]
-        if type(theirs) is not type(mine):
-            raise _refusal(spec.source, f"block {i} is {type(theirs).__name__}, not {type(mine).__name__}")
         if (a := _anatomy(theirs)) != (b := _anatomy(mine)):
             at = next(name for name in [*a, *b] if a.get(name) != b.get(name))
             raise _refusal(spec.source, f"blocks.{i}.{at} is {a.get(at)}, not {b.get(at)}")
