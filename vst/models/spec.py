@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from vst.models.fields import check_fields, line, mapping, one_of, shown, whole
+
 FAMILIES = ("clip", "dinov2", "siglip", "dinov3", "vit")
 MLPS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu")
 POSITIONS = ("learned", "rotary")
+MOST_DEPTH, MOST_WIDTH, MOST_PATCH = 512, 2**16, 2**12  # far beyond any model: what a config can ask memory for
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,32 @@ class VFMSpec:
     license: str = "unknown"
 
     def __post_init__(self) -> None:
+        line(self.source, "VFMSpec.source")
         for name, known in (("family", FAMILIES), ("mlp", MLPS), ("position", POSITIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"VFMSpec.{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}: correct the spec."
-                )
+            one_of(getattr(self, name), f"VFMSpec.{name}", known)
+        if isinstance(self.license, str) and self.license.strip():  # of several lines, perhaps
+            line(" ".join(self.license.split()), "VFMSpec.license")
+        check_fields(
+            self,
+            f"{self.source}: ",
+            width=(1, MOST_WIDTH),
+            depth=(1, MOST_DEPTH),
+            heads=(1, MOST_WIDTH),
+            patch=(1, MOST_PATCH),
+            hidden=(1, 4 * MOST_WIDTH),
+            image_size=(1, MOST_WIDTH),
+            registers=(0, 4096),
+            norm_eps=(0, 1),
+            rope_temperature=(1e-6, 1e9),
+            mean=(0, 1),
+            std=(1e-6, 1e6),
+        )
         if self.width % self.heads:
             raise ValueError(f"{self.source}: width {self.width} is not a multiple of its {self.heads} heads.")
+        if self.position == "rotary" and self.width // self.heads % 4:
+            raise ValueError(
+                f"{self.source}: heads of width {self.width // self.heads} cannot be rotated; expected a multiple of 4."
+            )
 
     @property
     def prefix(self) -> int:
@@ -73,6 +95,7 @@ class VFMSpec:
         Raises:
             ValueError: the size is not a positive multiple of the patch.
         """
+        image_size = whole(image_size, f"{self.source}: image size")
         if image_size < self.patch or image_size % self.patch:
             low = max(self.patch, image_size // self.patch * self.patch)
             raise ValueError(
@@ -104,11 +127,12 @@ class VFMSpec:
         """Inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: an unknown or a missing key.
+            ValueError: an unknown or a missing key, a value of another type or beyond its range.
         """
+        values = mapping(values, "A VFMSpec")
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
-            raise ValueError(f"VFMSpec has no field {sorted(unknown)}; known fields: {sorted(known)}.")
+            raise ValueError(f"VFMSpec has no field {shown(sorted(unknown))}; known fields: {sorted(known)}.")
         try:
             plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return cls(**plain)

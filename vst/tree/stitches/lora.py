@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vst.models.spec import VFMSpec
+from vst.models.spec import MOST_WIDTH, VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.modules import ModuleMap
 from vst.tree.stitches.base import Stitch, register
@@ -42,8 +42,10 @@ class LoRA(Stitch):
         self, source: VFMSpec, target: VFMSpec, split: int, *, rank: int = 16, alpha: float | None = None
     ) -> None:
         super().__init__(source, target, split)
-        if rank < 1:
-            raise ValueError(f"A lora stitch of rank {rank} was asked for; expected at least 1.")
+        if not 1 <= rank <= MOST_WIDTH:
+            raise ValueError(
+                f"A lora stitch of rank {rank} was asked for; expected at least 1, and at most {MOST_WIDTH}."
+            )
         self.scale = (2.0 * rank if alpha is None else alpha) / rank
         with torch.device("meta"):
             block = VFM(source, 1, start=split - 1, stop=split, stem=False, norm=False).blocks[str(split - 1)]
