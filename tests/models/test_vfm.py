@@ -269,9 +269,9 @@ def test_spec_errors():
     [
         *(("source", x) for x in ("", "x\nlicense: mit", 5, None)),
         *(("license", x) for x in (["mit"], None)),
-        *(("depth", x) for x in (0, -1, 10**9, 12.0, "12", True, None, float("nan"))),
-        *(("heads", x) for x in (0, -2, 2.0)),
-        *(("patch", x) for x in (0, 8.0, [8, 8])),
+        *(("depth", x) for x in (0, -1, 10**9, 12.5, "12", True, None, float("nan"))),
+        *(("heads", x) for x in (0, -2, 2.5)),
+        *(("patch", x) for x in (0, 8.5, [8, 8])),
         *(("image_size", x) for x in (0, 3, 10**12)),
         *(("registers", x) for x in (-1, 10**9, None)),
         *(("cls", x) for x in ("no", 1, None)),

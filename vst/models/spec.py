@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from vst.models.fields import check_fields, line, mapping, one_of, shown, whole
+
 FAMILIES = ("clip", "dinov2", "siglip", "dinov3", "vit")
 MLPS = ("gelu", "gelu_tanh", "quick_gelu", "swiglu")
 POSITIONS = ("learned", "rotary")
-
-# Wide enough for every published ViT, and narrow enough that a damaged or hostile file is refused before it is built.
-_WHOLE = {
-    "width": (1, 2**16),
-    "depth": (1, 1024),
-    "heads": (1, 2**12),
-    "patch": (1, 1024),
-    "hidden": (1, 2**20),
-    "image_size": (1, 2**15),
-    "registers": (0, 1024),
-}
-_FLAGS = ("cls", "layer_scale", "pre_norm", "qkv_bias", "antialias")
-_MAX_GRID = 1024
+# Far beyond any model: what a config can ask memory for.
+MOST_DEPTH, MOST_WIDTH, MOST_PATCH, MOST_GRID = 512, 2**16, 2**10, 2**10
 
 
 @dataclass(frozen=True)
@@ -71,41 +61,37 @@ class VFMSpec:
     license: str = "unknown"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, str) or not self.source.strip() or not self.source.isprintable():
-            raise ValueError(f"VFMSpec.source is {_shown(self.source)}; expected one line of text: correct the spec.")
-        self._check("license", isinstance(self.license, str), "text")
+        line(self.source, "VFMSpec.source")
         for name, known in (("family", FAMILIES), ("mlp", MLPS), ("position", POSITIONS)):
-            self._check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
-        for name, (low, high) in _WHOLE.items():
-            value = getattr(self, name)
-            self._check(name, type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
-        for name in _FLAGS:
-            self._check(name, isinstance(getattr(self, name), bool), "true or false")
-        for name, most in (("norm_eps", 1.0), ("rope_temperature", math.inf)):
-            value = getattr(self, name)
-            fits = _is_number(value) and 0 < value <= most
-            self._check(name, fits, "a finite number above 0" + (f", at most {most}" if most < math.inf else ""))
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            three = isinstance(value, (tuple, list)) and len(value) == 3 and all(map(_is_number, value))
-            self._check(name, three, "three finite numbers, for R, G and B")
-            object.__setattr__(self, name, tuple(float(v) for v in value))
-        self._check("mean", min(self.mean) >= 0 and max(self.mean) <= 1, "values in 0..1 (divide what is for 0..255)")
-        spread = 1e-4 <= min(self.std) <= max(self.std) <= 16
-        self._check("std", spread, "values above 0, for pixels in 0..1")
+            one_of(getattr(self, name), f"VFMSpec.{name}", known)
+        if isinstance(self.license, str) and self.license.strip():  # of several lines, perhaps
+            line(" ".join(self.license.split()), "VFMSpec.license")
+        check_fields(
+            self,
+            f"{self.source}: VFMSpec.",
+            width=(1, MOST_WIDTH),
+            depth=(1, MOST_DEPTH),
+            heads=(1, MOST_WIDTH),
+            patch=(1, MOST_PATCH),
+            hidden=(1, 4 * MOST_WIDTH),
+            image_size=(1, MOST_GRID * MOST_PATCH),
+            registers=(0, 1024),
+            norm_eps=(1e-12, 1),
+            rope_temperature=(1e-6, 1e9),
+            mean=(0, 1),  # pixels are in 0..1, not in 0..255
+            std=(1e-4, 16),
+        )
         if self.width % self.heads:
             raise ValueError(f"{self.source}: width {self.width} is not a multiple of its {self.heads} heads.")
-        sides = self.patch <= self.image_size <= _MAX_GRID * self.patch
-        self._check("image_size", sides, f"1 to {_MAX_GRID} times its patch of {self.patch} pixels")
-        fours = self.position != "rotary" or self.width // self.heads % 4 == 0
-        self._check("heads", fours, f"heads of a width of 4, 8, 12, ... (of {self.width}) with rotary positions")
-
-    def _check(self, name: str, fits: bool, expected: str) -> None:
-        if not fits:
-            value = _shown(getattr(self, name))
+        if not self.patch <= self.image_size <= MOST_GRID * self.patch:
             raise ValueError(
-                f"{self.source}: VFMSpec.{name} is {value}; expected {expected}: correct the spec, or the config that "
-                "it comes from."
+                f"{self.source}: VFMSpec.image_size is {self.image_size}; expected 1 to {MOST_GRID} times its patch of "
+                f"{self.patch} pixels."
+            )
+        if self.position == "rotary" and self.width // self.heads % 4:
+            raise ValueError(
+                f"{self.source}: VFMSpec.heads is {self.heads}; expected heads of a width of 4, 8, 12, ... (of "
+                f"{self.width}) with rotary positions."
             )
 
     @property
@@ -119,6 +105,7 @@ class VFMSpec:
         Raises:
             ValueError: the size is not a positive multiple of the patch.
         """
+        image_size = whole(image_size, f"{self.source}: image size")
         if image_size < self.patch or image_size % self.patch:
             low = max(self.patch, image_size // self.patch * self.patch)
             raise ValueError(
@@ -150,26 +137,14 @@ class VFMSpec:
         """Inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: an unknown or a missing key.
+            ValueError: an unknown or a missing key, a value of another type or beyond its range.
         """
-        if not isinstance(values, Mapping):
-            raise ValueError(f"A VFMSpec was given as {_shown(values)}; expected its fields by name.")
+        values = mapping(values, "A VFMSpec")
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
-            raise ValueError(f"VFMSpec has no field {sorted(map(str, unknown))}; known fields: {sorted(known)}.")
+            raise ValueError(f"VFMSpec has no field {shown(sorted(unknown))}; known fields: {sorted(known)}.")
         try:
             plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return cls(**plain)
         except TypeError as error:
             raise ValueError(f"A VFMSpec needs more fields than were given: {error}.") from error
-
-
-def _is_number(value: Any) -> bool:
-    # Huge whole numbers have no float: math.isfinite would raise on them.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

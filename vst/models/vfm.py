@@ -70,6 +70,7 @@ class VFM(nn.Module):
             self.register_buffer("rope", _rope_table(spec, grid), persistent=False)
         else:
             self.rope = None  # no buffer: accelerate cannot place one that is None
+        self.register_load_state_dict_post_hook(_renewed)
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
@@ -97,6 +98,7 @@ class VFM(nn.Module):
         if not self.has_stem:
             raise ValueError(f"{self.spec.source} was built without its stem and cannot see pixels: feed it tokens.")
         side = self.image_size
+        check_pixels(pixels)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
             raise ValueError(
                 f"{self.spec.source} got pictures of shape {list(pixels.shape)}; expected [batch, 3, {side}, {side}]: "
@@ -178,7 +180,7 @@ class VFM(nn.Module):
                     p.copy_(torch.empty(p.shape).normal_(0, 0.02, generator=generator).clamp_(-0.04, 0.04))
                 elif name.endswith("bias"):
                     p.zero_()
-        return self
+        return self.renew_buffers()
 
     @classmethod
     def from_tensors(cls, spec: VFMSpec, tensors: Mapping[str, Tensor], grid: int, **parts: Any) -> VFM:
@@ -215,12 +217,23 @@ class VFM(nn.Module):
         return self
 
     def renew_buffers(self) -> VFM:
-        """Fill what no checkpoint carries (rotary table, zero key biases) after a loader left placeholders there."""
-        for name, buffer in self.named_buffers():
-            if name.endswith("k_bias") and not buffer.is_meta:
-                buffer.zero_()
-        if self.rope is not None and not self.rope.is_meta:
-            self.rope = _rope_table(self.spec, self.grid).to(self.rope.device)  # type: ignore[union-attr]
+        """Fill what no checkpoint carries (rotary table, zero key biases) after a loader left placeholders there.
+
+        ``load_state_dict`` does it by itself: after ``to_empty`` these would hold whatever was in memory.
+        """
+        for name, buffer in list(self.named_buffers()):
+            if name.endswith("k_bias"):
+                owner: Any = self.get_submodule(name.rpartition(".")[0])
+                like = owner.q_bias  # of the weights' device and dtype, which a load may have changed
+                if not like.is_meta and (buffer.device, buffer.dtype) != (like.device, like.dtype):
+                    owner.k_bias = torch.zeros(buffer.shape, dtype=like.dtype, device=like.device)
+                elif not buffer.is_meta:
+                    buffer.zero_()
+        if self.rope is not None:
+            weight = next(self.parameters(), self.rope)  # a model without blocks and norm has none
+            device = self.rope.device if weight.is_meta else weight.device
+            if device.type != "meta":
+                self.rope = _rope_table(self.spec, self.grid).to(device)  # type: ignore[union-attr]
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> VFM:
@@ -228,6 +241,29 @@ class VFM(nn.Module):
         if self.rope is not None and self.rope.dtype != torch.float32:  # angles lose their meaning in half precision
             self.rope = _rope_table(self.spec, self.grid).to(self.rope.device)  # type: ignore[union-attr]
         return self
+
+
+def check_pixels(pixels: Any) -> None:
+    """Refuse what is no batch of prepared pictures, before it is cast.
+
+    Raises:
+        ValueError: no tensor, or one of whole numbers, which were not normalised.
+    """
+    if not isinstance(pixels, Tensor):
+        raise ValueError(
+            f"pixels is a {type(pixels).__name__}; expected a tensor [batch, 3, side, side]: prepare a picture with "
+            "the tree's transform(), and stack several (transform()(picture)[None] is a batch of one)."
+        )
+    if not pixels.is_floating_point():
+        raise ValueError(
+            f"pixels are {pixels.dtype}; expected floating-point pixels, normalised: prepare pictures with the tree's "
+            "transform()."
+        )
+
+
+def _renewed(model: VFM, incompatible: Any) -> None:
+    """After a state dict was loaded."""
+    model.renew_buffers()
 
 
 def check_tensors(

@@ -63,5 +63,5 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that can break neither a table's cell nor its line."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Text that can break neither a table's cell nor its line, and is no HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from vst.data.images import CUTS
-from vst.models.spec import VFMSpec
+from vst.models.fields import check_fields, mapping, name, one_of, shown, whole
+from vst.models.spec import MOST_DEPTH, VFMSpec
 from vst.tree.fusion import FUSIONS, NORMALISE, Fusion
+from vst.tree.modules import ModuleMap
 from vst.tree.stitches import StitchSpec
 
 MODEL_TYPE = "vst"
+MOST_GRID, MOST_BLOCKS, MOST_WEIGHTS, MOST_ANGLES = 1024, 4096, 2 * 10**11, 2**26  # what a config can ask memory for
 Split = int | Mapping[str, int]  # one for all branches, or by branch name
 
 
@@ -21,7 +24,7 @@ class BranchConfig:
     """One branch: a model whose blocks ``enter`` to ``stop - 1`` are kept, fed through a stitch at each split.
 
     Attributes:
-        name: key of the branch in features, errors and saved tensors; an identifier.
+        name: key of the branch in features, errors and saved tensors; an identifier, and no word of torch's ModuleDict.
         spec: of the model.
         splits: trunk depths at which it can leave the trunk, ascending.
         enters: its own depth that it is entered at, one for each split.
@@ -37,8 +40,20 @@ class BranchConfig:
     stitch: StitchSpec = field(default_factory=StitchSpec)
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
-            raise ValueError(f"Branch name {self.name!r} is not an identifier; use letters, digits and underscores.")
+        if not isinstance(self.name, str) or not self.name.isidentifier() or len(self.name) > 100:
+            raise ValueError(
+                f"Branch name {shown(self.name)} is not an identifier; use letters, digits and underscores."
+            )
+        if hasattr(ModuleMap, self.name) or self.name == "training":
+            raise ValueError(
+                f"Branch name {self.name!r} is a word of torch's modules; name the branch otherwise, {self.name}_1."
+            )
+        check_fields(self, f"Branch {self.name!r}: ", splits=(0, MOST_DEPTH), enters=(0, MOST_DEPTH), stop=(0, None))
+        if self.stop > self.spec.depth:
+            raise ValueError(
+                f"Branch {self.name!r}: stop is {self.stop}; expected at most {self.spec.depth}, the blocks of "
+                f"{self.spec.source}."
+            )
         if not self.splits or list(self.splits) != sorted(set(self.splits)):
             raise ValueError(f"Branch {self.name!r}: splits {list(self.splits)} must be ascending and not empty.")
         if len(self.enters) != len(self.splits):
@@ -114,9 +129,11 @@ class VSTConfig(TreeOptions):
     trunk_name: str = "trunk"
 
     def __post_init__(self) -> None:
-        for name, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(sorted(known))}.")
+        for field_name, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
+            one_of(getattr(self, field_name), field_name, sorted(known))
+        check_fields(self, but=("split",), grid=(1, MOST_GRID))
+        name(self.trunk_name, "trunk_name")
+        self._check_size()
         if not self.branches and not self.keep_trunk:
             raise ValueError("A tree without branches and without its trunk's tail gives no features: keep one.")
         names = self.names
@@ -135,6 +152,32 @@ class VSTConfig(TreeOptions):
             split, chosen = as_split(self.split), self.resolve(self.split)
             object.__setattr__(self, "split", split if isinstance(split, int) else chosen)
         self.fuser()
+
+    def _check_size(self) -> None:
+        """Refuse what no machine builds, before anything is built."""
+        blocks = self.held_blocks()
+        if len(self.branches) > MOST_BLOCKS or sum(n for _, n in blocks) > MOST_BLOCKS:
+            raise ValueError(f"This tree holds {sum(n for _, n in blocks)} blocks; expected at most {MOST_BLOCKS}.")
+        if self.least_weights() > MOST_WEIGHTS:
+            raise ValueError(
+                f"This tree holds {self.least_weights():.1e} weights; expected at most {MOST_WEIGHTS:.0e}."
+            )
+        for spec, _ in blocks:
+            if spec.position == "rotary" and self.grid**2 * (spec.width // spec.heads) > MOST_ANGLES:
+                raise ValueError(
+                    f"{spec.source}: a grid of {self.grid} with heads of width {spec.width // spec.heads} needs more "
+                    f"than {MOST_ANGLES} angles; use a smaller grid."
+                )
+
+    def held_blocks(self) -> list[tuple[VFMSpec, int]]:
+        """The models whose blocks are held, the trunk first, and how many of each."""
+        tails = [(b.spec, b.stop - min(b.enters)) for b in self.branches]
+        return [(self.trunk, self.trunk_depth()), *tails]
+
+    def least_weights(self) -> int:
+        """Numbers that a saved tree of this config holds at the least: the matrices of its blocks, and positions."""
+        table = self.grid**2 * self.trunk.width if self.trunk.position == "learned" else 0
+        return table + sum(spec.block_weights * count for spec, count in self.held_blocks())
 
     @property
     def names(self) -> list[str]:
@@ -216,19 +259,13 @@ class VSTConfig(TreeOptions):
         deepest = max((split for b in self.branches for split in b.splits), default=0)
         return max(deepest, self.trunk_stop if self.keep_trunk else 0)
 
-    def pruned(self, splits: Iterable[int] | Mapping[str, Iterable[int]]) -> VSTConfig:
-        """The same tree with fewer splits, the same for all branches or by branch name.
+    def pruned(self, splits: Any) -> VSTConfig:
+        """The same tree with fewer splits, as :func:`as_splits` takes them.
 
         Raises:
             ValueError: a split that a branch does not hold, or names that are not the branches'.
         """
-        names = [b.name for b in self.branches]
-        if not isinstance(splits, Mapping):
-            own = list(splits)
-            splits = {name: own for name in names}  # noqa: C420 (read only)
-        if set(splits) != set(names):
-            raise ValueError(f"Splits by branch were given for {sorted(splits)}; expected exactly {sorted(names)}.")
-        wanted = {name: tuple(sorted(set(own))) for name, own in splits.items()}
+        wanted = {n: tuple(sorted(set(own))) for n, own in as_splits(splits, [b.name for b in self.branches]).items()}
         branches = tuple(
             replace(b, splits=wanted[b.name], enters=tuple(b.enter(s) for s in wanted[b.name])) for b in self.branches
         )
@@ -267,34 +304,43 @@ class VSTConfig(TreeOptions):
         Raises:
             ValueError: another model type, unknown or missing keys.
         """
-        values = dict(values)
+        values = dict(mapping(values, "A tree's config"))
         if (kind := values.pop("model_type", MODEL_TYPE)) != MODEL_TYPE:
             raise ValueError(
-                f"This is the config of a {kind!r} model, not of a stitch tree (model_type {MODEL_TYPE!r})."
+                f"This is the config of a {shown(kind)} model, not of a stitch tree (model_type {MODEL_TYPE!r})."
             )
-        if unknown := set(values) - {f.name for f in fields(cls)}:
-            raise ValueError(f"A tree's config has no field {sorted(unknown)}; was it made by a newer version?")
+        _known(values, {f.name for f in fields(cls)}, "A tree's config")
+        if not isinstance(given := values.get("branches", []), (list, tuple)):
+            raise ValueError(f"branches is {shown(given)}; expected a list.")
         try:
-            branches = tuple(
-                BranchConfig(
-                    name=b["name"],
-                    spec=VFMSpec.from_dict(b["spec"]),
-                    splits=tuple(b["splits"]),
-                    enters=tuple(b["enters"]),
-                    stop=b["stop"],
-                    stitch=StitchSpec.parse(b["stitch"]),
-                )
-                for b in values.pop("branches")
-            )
-            trunk = VFMSpec.from_dict(values.pop("trunk"))
+            trunk, branches = VFMSpec.from_dict(values.pop("trunk")), tuple(map(_branch, values.pop("branches")))
         except KeyError as error:
             raise ValueError(f"A tree's config lacks the field {error}: is it damaged, or not a tree's?") from error
         weights = values.pop("fusion_weights", None)
-        weights = None if weights is None else tuple(weights)
+        weights = tuple(weights) if isinstance(weights, list) else weights
         try:
             return cls(trunk=trunk, branches=branches, fusion_weights=weights, **values)
         except TypeError as error:
             raise ValueError(f"A tree's config is incomplete ({error}): is it damaged?") from error
+
+
+def _branch(values: Any) -> BranchConfig:
+    """A branch of :meth:`VSTConfig.to_dict`; ``KeyError`` names a field that is lacking."""
+    values = mapping(values, "A branch")
+    _known(values, {f.name for f in fields(BranchConfig)}, "A branch")
+    return BranchConfig(
+        name=values["name"],
+        spec=VFMSpec.from_dict(values["spec"]),
+        splits=values["splits"],
+        enters=values["enters"],
+        stop=values["stop"],
+        stitch=StitchSpec.parse(values["stitch"]),
+    )
+
+
+def _known(values: Mapping[str, Any], known: set[str], what: str) -> None:
+    if unknown := set(values) - known:
+        raise ValueError(f"{what} has no field {shown(sorted(unknown))}; was it made by a newer version?")
 
 
 def feature_depth(spec: VFMSpec, layer: int) -> int:
@@ -303,6 +349,7 @@ def feature_depth(spec: VFMSpec, layer: int) -> int:
     Raises:
         ValueError: the model has no such hidden state.
     """
+    layer = whole(layer, "feature_layer")
     depth = layer if layer >= 0 else spec.depth + 1 + layer
     if not 0 <= depth <= spec.depth:
         raise ValueError(
@@ -339,12 +386,52 @@ def as_split(value: Any) -> int | dict[str, int]:
                 given = given if len(given) == len(pairs) else value
             else:
                 given = int(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             given = value
-    if isinstance(given, Mapping) and all(type(depth) is int for depth in given.values()):
-        return dict(given)
-    if type(given) is int:
-        return given
-    raise ValueError(
-        f"{value!r} is no split: expected a depth, such as 14, or one for each branch, such as clip=14,siglip=6."
-    )
+    try:
+        if isinstance(given, Mapping):
+            return {branch: whole(depth, "") for branch, depth in mapping(given, "").items()}
+        return whole(given, "")
+    except ValueError:
+        raise ValueError(
+            f"{shown(value)} is no split: expected a depth, such as 14, or one for each branch, such as "
+            "clip=14,siglip=6."
+        ) from None
+
+
+def as_splits(value: Any, names: Sequence[str], what: str = "Splits") -> dict[str, list[int]]:
+    """Several splits by branch, from one or several depths for all branches, or a mapping from names to such.
+
+    Args:
+        value: ``6``, ``"6"``, ``"2,6"``, ``[2, 6]`` (whole floats and NumPy's integers as well), or ``{name: ...}``.
+        names: of the branches; a mapping names each of them.
+        what: for messages.
+
+    Raises:
+        ValueError: anything else; the names are others.
+    """
+    if isinstance(value, Mapping):
+        if set(value) != set(names):
+            raise ValueError(
+                f"{what} by branch were given for {shown(sorted(map(str, value)))}; expected exactly {sorted(names)}."
+            )
+        return {name: _depths(value[name], f"{what} of branch {name!r}") for name in names}
+    own = _depths(value, what)
+    return {name: list(own) for name in names}
+
+
+def _depths(value: Any, what: str) -> list[int]:
+    given = value
+    if isinstance(value, str):
+        text = value.strip()
+        given = [part.strip() for part in text.removeprefix("[").removesuffix("]").split(",")] if text else []
+    elif not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
+        given = [value]
+    try:
+        if isinstance(given, (bytes, Mapping)):
+            raise ValueError
+        return [int(d) if isinstance(d, str) and d.isdecimal() and len(d) < 9 else whole(d, what) for d in given]
+    except ValueError:
+        raise ValueError(
+            f"{what} are {shown(value)}; expected trunk depths, whole numbers such as [6, 14, 22]."
+        ) from None

@@ -16,7 +16,7 @@ from vst.data.images import ImageTransform
 from vst.models import checkpoints
 from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
-from vst.models.vfm import VFM
+from vst.models.vfm import VFM, check_pixels
 from vst.tree.config import BranchConfig, Split, VSTConfig, as_split, split_label
 from vst.tree.modules import ModuleMap
 from vst.tree.options import TreeArgs
@@ -93,7 +93,7 @@ class VSTEncoder(OnDisk):
         cls,
         trunk: str,
         branches: Sequence[str] | Mapping[str, str],
-        splits: Sequence[int] | Mapping[str, Sequence[int]],
+        splits: int | Sequence[int] | Mapping[str, int | Sequence[int]],
         image_size: int | None = None,
         *,
         pretrained: bool = True,
@@ -105,7 +105,8 @@ class VSTEncoder(OnDisk):
         Its stitches are new: fit them with :func:`vst.fit_stitches`.
 
         Args:
-            trunk: source of the model that sees the pixels (``timm:``, ``hf:``, ``open_clip:`` or a ready name).
+            trunk: source of the model that sees the pixels (``timm:``, ``hf:``, ``open_clip:``, a ready name, or the
+                path of a Hugging Face folder).
             branches: sources of the others, or a mapping from branch names to sources.
             splits: trunk depths to hold stitches for, the same for all branches or by branch name.
             image_size: side of the tree's pictures in pixels, a multiple of the trunk's patch; default: the trunk's.
@@ -129,7 +130,7 @@ class VSTEncoder(OnDisk):
     def plan(
         trunk: str,
         branches: Sequence[str] | Mapping[str, str],
-        splits: Sequence[int] | Mapping[str, Sequence[int]],
+        splits: int | Sequence[int] | Mapping[str, int | Sequence[int]],
         image_size: int | None = None,
         **options: Any,
     ) -> VSTConfig:
@@ -198,7 +199,7 @@ class VSTEncoder(OnDisk):
         self.config = replace(
             self.config,
             fusion=fusion,
-            fusion_weights=None if weights is None else tuple(weights),
+            fusion_weights=weights,  # type: ignore[arg-type] # any sequence becomes a tuple there
             normalise=self.config.normalise if normalise is None else normalise,
         )
         self.fuse = self.config.fuser()
@@ -241,9 +242,9 @@ class VSTEncoder(OnDisk):
 
         Keys are the splits, or their labels (:func:`vst.tree.config.split_label`) where they differ by branch.
         """
-        splits = list(self.splits) if splits is None else list(splits)
-        keys = [s if isinstance(s, int) else split_label(s) for s in splits]
-        return dict(zip(keys, self.walk(pixels, splits), strict=True))
+        chosen = [as_split(s) for s in (self.splits if splits is None else _several(splits))]
+        keys = [s if isinstance(s, int) else split_label(s) for s in chosen]
+        return dict(zip(keys, self.walk(pixels, chosen), strict=True))
 
     def walk(
         self, pixels: Tensor, splits: Sequence[Split | None], schedule: Schedule = IN_TURN
@@ -258,6 +259,7 @@ class VSTEncoder(OnDisk):
             splits: one or more.
             schedule: what runs the branches; by default in turn.
         """
+        check_pixels(pixels)
         choices = [self.config.resolve(split) for split in splits]
         states = self.trunk.walk(pixels.to(self.trunk.patch_embed.proj.weight.dtype), self._depths(choices))
         found = self._branches(states, choices, schedule)
@@ -291,10 +293,11 @@ class VSTEncoder(OnDisk):
 
     def taps(self, pixels: Tensor, splits: Sequence[Split] | None = None) -> dict[int, Tensor]:
         """The trunk's tokens ``[B, T, D]`` by depth: what :meth:`from_taps` needs at some splits (default: all)."""
+        check_pixels(pixels)
         if splits is None:
             depths = {b.reads(s) for b in self.config.branches for s in b.splits} | self._depths([])
         else:
-            depths = self._depths([self.config.resolve(s) for s in splits])
+            depths = self._depths([self.config.resolve(s) for s in _several(splits)])
         return self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
 
     def from_taps(self, taps: Mapping[int, Tensor], split: Split | None = None) -> dict[str, Tensor]:
@@ -346,3 +349,8 @@ class VSTEncoder(OnDisk):
             for name, branch in self.branches.items()
             for split, stitch in branch.stitches.items()
         }
+
+
+def _several(splits: Any) -> list[Any]:
+    """Splits of a call, of which one may stand alone."""
+    return [splits] if isinstance(splits, (int, str, Mapping)) else list(splits)

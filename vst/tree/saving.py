@@ -5,24 +5,30 @@ Written to temporary files and renamed, never over an existing tree unless asked
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vst.models.fields import dtype_of, shown
 from vst.models.vfm import VFM, check_tensors
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.tree.card import model_card
 from vst.tree.config import VSTConfig
+from vst.tree.seal import check_config, check_sums, write_sealed
 
 Tree = TypeVar("Tree", bound="OnDisk")
 CONFIG, WEIGHTS, STITCHES, CARD = "config.json", "model.safetensors", "stitches.safetensors", "README.md"
 PREPROCESSOR = "preprocessor_config.json"  # read by transformers alone: here the config says all of it
+FLOATING = ("F32", "F16", "BF16", "F64")  # as safetensors calls them
+MOST_CONFIG_BYTES = 2**24
 
 
 class OnDisk(nn.Module):
@@ -82,7 +88,7 @@ class OnDisk(nn.Module):
             )
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / file) as path:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+            write_sealed(path, tensors, self.config)
         for other in set(weight_files(folder)) - {file}:
             (folder / other).unlink()
         write_json(folder / CONFIG, self.config.to_dict())
@@ -107,8 +113,8 @@ class OnDisk(nn.Module):
         cls: type[Tree],
         source: str | Path,
         *,
-        splits: Iterable[int] | Mapping[str, Iterable[int]] | None = None,
-        dtype: torch.dtype | None = None,
+        splits: int | Iterable[int] | Mapping[str, int | Iterable[int]] | None = None,
+        dtype: torch.dtype | str | None = None,
         revision: str | None = None,
     ) -> Tree:
         """Load a saved tree from a folder (no network) or a hub id.
@@ -116,20 +122,21 @@ class OnDisk(nn.Module):
         Args:
             source: folder of :meth:`save_pretrained` or :meth:`save_stitches`, or a hub id.
             splits: keep only these, for all branches or by branch name; only the blocks that they need are read.
-            dtype: floating dtype to load into; default: as saved.
+            dtype: floating dtype to load into, itself or its name; default: as saved.
             revision: of a hub id.
 
         Raises:
             FileNotFoundError: there is no tree there.
-            ValueError: a damaged or foreign checkpoint, or a split that it does not hold.
+            ValueError: a damaged or foreign checkpoint, weights that are not finite, or a split that it does not hold.
         """
+        kind = None if dtype is None else dtype_of(dtype)
         folder, whole = read_config(source, revision, weights=True)
         config = whole if splits is None else whole.pruned(splits)
         possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items()}
         if (folder / WEIGHTS).is_file():
             tree = cls.skeleton(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items()}
-            tree.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, possible, dtype), strict=True, assign=True)
+            tree.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, possible, kind), strict=True, assign=True)
             for module in tree.modules():
                 if isinstance(module, VFM):
                     module.materialise()
@@ -137,7 +144,7 @@ class OnDisk(nn.Module):
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
             tree.load_state_dict(_read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
-            tree = tree if dtype is None else tree.to(dtype)
+            tree = tree if kind is None else tree.to(kind)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
         return tree.freeze()
@@ -172,6 +179,8 @@ def read_config(source: str | Path, revision: str | None = None, *, weights: boo
         FileNotFoundError: neither a folder with a config nor a hub id that can be reached.
         ValueError: the config is damaged or not a tree's.
     """
+    if not isinstance(source, (str, os.PathLike)) or not str(source):
+        raise ValueError(f"{shown(source)} is no saved tree; expected a folder, or a hub id such as owner/tree.")
     folder = Path(source)
     if not folder.is_dir():
         folder = _from_hub(
@@ -179,10 +188,31 @@ def read_config(source: str | Path, revision: str | None = None, *, weights: boo
         )
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained.")
-    values = read_json(folder / CONFIG)
+    if (size := (folder / CONFIG).stat().st_size) > MOST_CONFIG_BYTES:
+        raise ValueError(f"{folder / CONFIG} has {size} bytes; expected a tree's config, of a few thousand.")
+    try:
+        values = read_json(folder / CONFIG)
+    except RecursionError:
+        raise ValueError(f"{folder / CONFIG} is nested too deeply for a tree's config: fetch it again.") from None
     if not isinstance(values, dict):
         raise ValueError(f"{folder / CONFIG} holds a {type(values).__name__}; expected a tree's config.")
-    return folder, VSTConfig.from_dict(values)
+    config = VSTConfig.from_dict(values)
+    if held := next((folder / name for name in (WEIGHTS, STITCHES) if (folder / name).is_file()), None):
+        _check_header(held, config)
+    return folder, config
+
+
+def _check_header(path: Path, config: VSTConfig) -> None:
+    """Refuse a config that asks for more than its file of weights holds, before anything of that size is built."""
+    with _opened(path) as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        check_config(path, file.metadata(), config)
+    held = sum(math.prod(shape) for shape in shapes.values())
+    if path.name == WEIGHTS and (needed := config.least_weights()) > held:
+        raise ValueError(
+            f"{path.with_name(CONFIG)} describes a tree of at least {needed} weights and {path.name} holds {held}: one "
+            "of the two is damaged or of another tree; save or fetch it again."
+        )
 
 
 def _from_hub(repo_id: str, revision: str | None, files: list[str]) -> Path:
@@ -201,24 +231,49 @@ def _from_hub(repo_id: str, revision: str | None, files: list[str]) -> Path:
 def _read_tensors(
     path: Path, wanted: dict[str, torch.Size], possible: dict[str, torch.Size], dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Tensors of a file that must hold all that is wanted and nothing beyond what is possible."""
+    """Tensors of a file that must hold all that is wanted and nothing beyond what is possible, finite."""
+    with _opened(path) as file:
+        given = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+        shapes = {k: tuple(v.get_shape()) for k, v in given.items()}
+        check_tensors(
+            str(path),
+            wanted,
+            {k: s for k, s in shapes.items() if k in wanted or k not in possible},
+            "The folder is damaged or its config belongs to another tree: save or fetch it again.",
+        )
+        if odd := sorted({given[k].get_dtype() for k in wanted} - set(FLOATING)):
+            raise ValueError(f"{path} holds tensors of {', '.join(odd)}; expected weights of {', '.join(FLOATING)}.")
+        out = {k: file.get_tensor(k) for k in wanted}
+        check_sums(path, file.metadata(), out)
+    _check_finite(out, f"{path} holds", "the training diverged or the file is damaged: fit, save or fetch it again")
+    if dtype is not None:
+        cast = {k: v.to(dtype) for k, v in out.items()}
+        _check_finite(cast, f"As {dtype}, {path} has", "load it in a dtype of a wider range, such as bfloat16")
+        return cast
+    return out
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            given = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118 (not a dict)
-            check_tensors(
-                str(path),
-                wanted,
-                {k: s for k, s in given.items() if k in wanted or k not in possible},
-                "The folder is damaged or its config belongs to another tree: save or fetch it again.",
-            )
-            out = {k: file.get_tensor(k) for k in wanted}
-    except SafetensorError as error:
+            yield file
+    except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as safetensors ({error}): the file is damaged, fetch it again."
         ) from error
-    if dtype is not None:
-        out = {k: v.to(dtype) if v.is_floating_point() else v for k, v in out.items()}
-    return out
+
+
+def _check_finite(tensors: Mapping[str, Tensor], what: str, hint: str) -> None:
+    # A sum is finite where all are, but for overflow: then each is looked at.
+    odd = [
+        k for k, v in tensors.items() if not bool(v.sum(dtype=torch.promote_types(v.dtype, torch.float32)).isfinite())
+    ]
+    if odd := sorted(k for k in odd if not bool(tensors[k].isfinite().all())):
+        raise ValueError(
+            f"{what} numbers that are not finite in {len(odd)} tensors ({', '.join(odd[:3])}"
+            f"{', ...' if len(odd) > 3 else ''}): {hint}."
+        )
 
 
 def _is_stitch(key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from vst.models.checkpoints import huggingface, openclip, timm_files, timm_hub
 from vst.models.checkpoints.names import known_names, resolve
+from vst.models.fields import checked, shown, whole
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
 
@@ -19,7 +21,7 @@ _READERS: dict[str, ModuleType] = {"timm": timm_hub, "hf": huggingface, "open_cl
 _DESCRIBED: dict[tuple[str, str], tuple[Hashable, VFMSpec]] = {}
 
 
-def describe(source: str) -> VFMSpec:
+def describe(source: str | os.PathLike) -> VFMSpec:
     """The spec of a model, without its weights: nothing but a config file is ever fetched.
 
     A source is described once in a process, because timm has to build the model for it; a local folder is described
@@ -27,13 +29,13 @@ def describe(source: str) -> VFMSpec:
 
     Args:
         source: ``timm:NAME``, ``timm:NAME@FILE.safetensors``, ``hf:ID-or-folder`` (as transformers or timm saves it),
-            ``open_clip:ARCH/TAG`` or a ready name (:func:`known_names`).
+            ``open_clip:ARCH/TAG`` or a ready name (:func:`known_names`); a ``Path`` is a Hugging Face folder's.
 
     Raises:
         ValueError: an unknown source, or a model that a VFM cannot represent.
         FileNotFoundError, RuntimeError: a folder without a config, or a config that could not be fetched.
     """
-    scheme, name = resolve(source)
+    scheme, name = resolve(_text(source))
     # Of a library's own names and of hub ids nothing is looked at again: they stand for one model in a process.
     state = huggingface.folder_state(name) if scheme == "hf" else None
     if (known := _DESCRIBED.get((scheme, name))) is not None and known[0] == state:
@@ -43,8 +45,20 @@ def describe(source: str) -> VFMSpec:
     return spec
 
 
+def _text(source: Any) -> str:
+    """A source as it is written: a path is that of a Hugging Face folder."""
+    if isinstance(source, os.PathLike):
+        return f"hf:{os.fspath(source)}"
+    if not isinstance(source, str):
+        raise ValueError(
+            f"{shown(source)} is no model source; expected text such as timm:NAME, hf:ID-or-folder or "
+            "open_clip:ARCH/TAG, or a path."
+        )
+    return source
+
+
 def load_vfm(
-    source: str | VFMSpec,
+    source: str | os.PathLike | VFMSpec,
     *,
     grid: int | None = None,
     image_size: int | None = None,
@@ -69,13 +83,14 @@ def load_vfm(
             whose tensors do not.
         FileNotFoundError, RuntimeError: weights that are not there or could not be fetched.
     """
+    checked(pretrained, bool, "pretrained")
+    seed = whole(seed, "seed")
     spec = source if isinstance(source, VFMSpec) else describe(source)
     if grid is not None and image_size is not None:
         raise ValueError(f"{spec.source}: grid={grid} and image_size={image_size} were both given; give one of them.")
     if image_size is not None:
         grid = spec.grid(image_size)
-    if grid is None:
-        grid = spec.grid(spec.image_size)
+    grid = spec.grid(spec.image_size) if grid is None else whole(grid, f"{spec.source}: grid", (1, None))
     if pretrained:
         scheme, name = resolve(spec.source)
         tensors = _reader(scheme, name).read(name, spec, parts)

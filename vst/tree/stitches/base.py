@@ -17,11 +17,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from vst.models.fields import checked, mapping, shown
 from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
@@ -55,17 +56,21 @@ class StitchSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.family not in STITCHES:
-            raise ValueError(f"Unknown stitch family {self.family!r}; known families: {', '.join(sorted(STITCHES))}.")
-        known = [
-            name
-            for name, p in inspect.signature(STITCHES[self.family].__init__).parameters.items()
-            if p.kind is inspect.Parameter.KEYWORD_ONLY
-        ]
-        if unknown := set(self.options) - set(known):
+        if not isinstance(self.family, str) or self.family not in STITCHES:
+            raise ValueError(
+                f"Unknown stitch family {shown(self.family)}; known families: {', '.join(sorted(STITCHES))}. If it is "
+                "one of your own, import the module that registers it first (on a command line: --import MODULE)."
+            )
+        options, build = mapping(self.options, "Stitch options"), STITCHES[self.family].__init__
+        known = [n for n, p in inspect.signature(build).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        if unknown := set(options) - set(known):
             raise ValueError(
                 f"Stitch family {self.family!r} has no option {sorted(unknown)}; its options: {known or 'none'}."
             )
+        hints = _hints(build)
+        plain = {n: checked(v, hints.get(n, Any), f"{self.family} stitch: {n}") for n, v in options.items()}
+        if any(plain[n] is not v for n, v in options.items()):
+            object.__setattr__(self, "options", plain)
 
     @classmethod
     def parse(cls, value: StitchSpec | str | Mapping[str, Any]) -> StitchSpec:
@@ -74,7 +79,7 @@ class StitchSpec:
             return value
         if isinstance(value, str):
             return cls(value)
-        options = dict(value)
+        options = dict(mapping(value, "stitch"))
         return cls(options.pop("family", DEFAULT_STITCH), options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +93,14 @@ class StitchSpec:
     def build(self, source: VFMSpec, target: VFMSpec, split: int) -> Stitch:
         """A new stitch with its family's plain start (before any fit)."""
         return STITCHES[self.family](source, target, split, **self.options)
+
+
+def _hints(build: Any) -> dict[str, Any]:
+    """Types of a family's options, as far as they are told."""
+    try:
+        return get_type_hints(build)
+    except NameError:  # told by names that are known where the family was written alone
+        return {}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vst.models.placement import hooked, placed, tensors_of
-from vst.models.spec import VFMSpec
+from vst.models.spec import MOST_WIDTH, VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.modules import ModuleMap
 from vst.tree.stitches.base import Stitch, register
@@ -43,8 +43,10 @@ class LoRA(Stitch):
         self, source: VFMSpec, target: VFMSpec, split: int, *, rank: int = 16, alpha: float | None = None
     ) -> None:
         super().__init__(source, target, split)
-        if rank < 1:
-            raise ValueError(f"A lora stitch of rank {rank} was asked for; expected at least 1.")
+        if not 1 <= rank <= MOST_WIDTH:
+            raise ValueError(
+                f"A lora stitch of rank {rank} was asked for; expected at least 1, and at most {MOST_WIDTH}."
+            )
         self.scale = (2.0 * rank if alpha is None else alpha) / rank
         block = self._bare()
         self.adapted = [name for name, m in block.named_modules() if isinstance(m, nn.Linear)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vst.models.spec import VFMSpec
+from vst.models.spec import MOST_WIDTH, VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.ridge import CLOSED_FORMS, RidgeFit
 from vst.tree.stitches.base import Calibration, Standardised, Stitch, register
@@ -138,6 +138,8 @@ def _two_layers(source: int, hidden: int, target: int) -> nn.Sequential:
 
 def _hidden(hidden: int | None, target: VFMSpec) -> int:
     hidden = target.width if hidden is None else hidden
-    if hidden < 1:
-        raise ValueError(f"A stitch with {hidden} hidden units was asked for; expected at least 1.")
+    if not 1 <= hidden <= 4 * MOST_WIDTH:
+        raise ValueError(
+            f"A stitch with {hidden} hidden units was asked for; expected at least 1, and at most {4 * MOST_WIDTH}."
+        )
     return hidden
