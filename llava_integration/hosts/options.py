@@ -12,6 +12,7 @@ from vst.tree.fusion import FUSIONS
 
 LOG = logging.getLogger("llava_integration")
 PREFIX = "vst:"
+WHOLE = "+whole"
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,23 @@ class HostConfig:
 def parse_name(name: str) -> tuple[str, int | dict[str, int] | None]:
     """Folder or hub id of a tree, and the split where one is named.
 
-    ``vst:PATH``, ``vst:PATH@14``, ``vst:PATH@clip=14,siglip=6`` or ``PATH``.
+    ``vst:PATH``, ``vst:PATH@14``, ``vst:PATH@clip=14,siglip=6`` or ``PATH``; ``+whole`` behind the first three says
+    what is trained (:func:`trains_whole`).
 
     Raises:
         ValueError: no path.
     """
     if not name.startswith(PREFIX):
         return name, None
-    found = re.fullmatch(r"(.+?)(?:@(\d+|\w+=\d+(?:,\w+=\d+)*))?", name.removeprefix(PREFIX))
+    found = re.fullmatch(r"(.+?)(?:@(\d+|\w+=\d+(?:,\w+=\d+)*))?", name.removeprefix(PREFIX).removesuffix(WHOLE))
     if found is None:
         raise ValueError(f"The vision tower is {name!r}; expected vst:PATH or vst:PATH@SPLIT of a saved tree.")
     return found[1], as_split(found[2]) if found[2] else None
+
+
+def trains_whole(name: str) -> bool:
+    """Whether the name of a tower ends in ``+whole``: a host that trains the tower trains more than its stitches."""
+    return name.startswith(PREFIX) and name.endswith(WHOLE)
 
 
 def check_options(tree: VSTConfig, args: Any) -> None:

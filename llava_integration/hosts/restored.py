@@ -1,114 +1,59 @@
-"""What a checkpoint has restored of a tower, and whether it is what was saved.
+"""What a checkpoint has restored of a tower.
 
 Hosts restore weights in two ways. ``load_state_dict``, and the loader of transformers that calls its parts, run hooks:
 the tensors that they bring are noted by name. The loader that saves memory replaces parameters one by one, behind
-every hook, and fills those that the checkpoint lacks with rubbish; so a tower carries a *stamp* along in its state:
-integers that say which tensors were saved with it and what the checksums of its stitches, and of samples of all else,
-were in each floating type that they can be loaded in. A stamp that fits can only come from a checkpoint that holds
-the tower.
+every hook, and fills those that the checkpoint lacks with rubbish. So a tower carries a stamp along
+(:mod:`llava_integration.hosts.stamp`): one that fits can only come from a checkpoint that holds the tower. What was
+trained may also come alone and without it, as LLaVA saves it beside LoRA.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vst.tree.stitches import Stitch
+from llava_integration.hosts.stamp import BYTES, STAMP, agree, compare, names_sum, write_stamp
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-EMPTY = torch.zeros(1 + 2 * len(DTYPES), dtype=torch.int64)
-SAMPLE = 64  # values of a tensor: rubbish, or freshly drawn weights, differ in all of them
-STAMP = "stamp"
-
-
-def stitches_of(tree: nn.Module) -> dict[str, Tensor]:
-    """Tensors of all stitches of a tree, by name."""
-    return {
-        f"{name}.{key}": tensor
-        for name, module in tree.named_modules()
-        if isinstance(module, Stitch)
-        for key, tensor in module.state_dict().items()
-    }
-
-
-def samples_of(tree: nn.Module) -> dict[str, Tensor]:
-    """A few values of every floating tensor of a tree, by name."""
-    flat = {n: t.detach().flatten() for n, t in tree.state_dict().items() if t.is_floating_point() and t.numel()}
-    return {n: t[:: max(1, t.numel() // SAMPLE)] for n, t in flat.items()}
-
-
-def checksum(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> int:
-    """62 bits of a hash of named tensors, as they are after a cast to ``dtype``."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(tensors.items()):
-        value = tensor.detach().to("cpu", dtype).contiguous()
-        digest.update(f"{name} {list(value.shape)}".encode())
-        digest.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return int.from_bytes(digest.digest(), "big") >> 2
-
-
-def names_sum(tree: nn.Module) -> int:
-    """62 bits of a hash of the names and shapes of a tree's state; never 0."""
-    text = repr(sorted((name, tuple(t.shape)) for name, t in tree.state_dict().items()))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 2 | 1
-
-
-def shown(number: int) -> str:
-    """A checksum as it stands in the log."""
-    return f"{number:016x}"[-12:]
-
-
-def make_stamp(tree: nn.Module, names: int) -> Tensor:
-    """The stamp of a tree that holds its weights: ``[7]``, int64: names, stitches by type, samples by type."""
-    parts = (stitches_of(tree), samples_of(tree))
-    return torch.tensor([names, *(checksum(part, dtype) for part in parts for dtype in DTYPES)], dtype=torch.int64)
-
-
-def compare(stamp: list[int], tree: nn.Module) -> str | None:
-    """Which part of a tree is not what was stamped, or None. What no whole tree was stamped for is not compared."""
-    kinds = {t.dtype for t in tree.state_dict().values() if t.is_floating_point()}
-    if len(kinds) != 1 or not kinds <= set(DTYPES):
-        return None
-    (kind,) = kinds
-    at = 1 + DTYPES.index(kind)
-    for part, expected, tensors in (
-        ("stitches", stamp[at], stitches_of(tree)),
-        ("frozen weights", stamp[at + len(DTYPES)], samples_of(tree)),
-    ):
-        if expected and expected != (here := checksum(tensors, kind)):
-            return f"{part} (checksum {shown(here)}, saved with {shown(expected)})"
-    return None
-
-
-def read_stamp(stamp: Tensor) -> list[int] | None:
-    """The stamp's numbers, or None where no checkpoint brought one."""
-    if stamp.is_meta or stamp.dtype != torch.int64 or not stamp.any():
-        return None
-    return [int(number) for number in stamp]
+ALIKE = 0.9  # cosine of two matrices: training leaves it near 1, drawn numbers have 0
+SAMPLE = 4096  # values of a matrix that are looked at
 
 
 class Recorder:
-    """Notes, by name, which tensors of a tree ``load_state_dict`` has brought, and refuses those without a place.
+    """Notes which tensors of a tree ``load_state_dict`` has brought since the tower was last whole.
 
     Args:
         tree: to watch.
+
+    Attributes:
+        names: of the tensors.
+        stamped: whether the stamp came with them.
     """
 
     def __init__(self, tree: nn.Module) -> None:
         self.names: set[str] = set()
+        self.stamped = False
+        self.watch(tree)
+
+    def __bool__(self) -> bool:
+        return bool(self.names) or self.stamped
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.names, self.stamped = set(), False
+
+    def watch(self, tree: nn.Module) -> None:
+        """Note what is brought into this tree from now on."""
         for path, module in tree.named_modules():
             own = [*module._parameters, *(b for b in module._buffers if b not in module._non_persistent_buffers_set)]
             if own:
-                module._register_load_state_dict_pre_hook(self._hook(path, own))
+                # No closure: a copy of the tower has to note what is brought into the copy.
+                module._register_load_state_dict_pre_hook(partial(self._note, path, own))
 
-    def _hook(self, path: str, own: Iterable[str]) -> Callable[..., None]:
-        def note(state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-            self.names |= {f"{path}.{key}" if path else key for key in own if prefix + key in state}
-
-        return note
+    def _note(self, path: str, own: Iterable[str], state: Mapping[str, Tensor], prefix: str, *rest: object) -> None:
+        self.names |= {f"{path}.{key}" if path else key for key in own if prefix + key in state}
 
 
 def check_places(tree: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
@@ -129,6 +74,90 @@ def check_places(tree: nn.Module, state: Mapping[str, Tensor], prefix: str) -> N
     if lost:
         raise ValueError(
             f"The checkpoint holds {len(lost)} tensors of a vision tower that this tree has no place for "
-            f"({', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}), and they would be dropped: set "
-            "mm_vision_tower in the checkpoint's config.json to the tree, and the split, that it was trained with."
+            f"({_some(lost)}), and they would be dropped: set mm_vision_tower in the checkpoint's config.json to the "
+            "tree, and the split, that it was trained with."
         )
+
+
+def complete_stamp(state: dict[str, Tensor], prefix: str) -> bool:
+    """Whether a checkpoint's state holds a stamp; one of before it was saved as bytes too is given empty ones."""
+    if prefix + STAMP in state and prefix + BYTES not in state:
+        state[prefix + BYTES] = torch.zeros_like(write_stamp([0] * state[prefix + STAMP].numel())[BYTES])
+    return prefix + STAMP in state
+
+
+def check_stamp(name: str, tree: nn.Module, numbers: Sequence[int], came: Set[str] | None) -> None:
+    """See that a tower is the one that was stamped, whole and unchanged.
+
+    Args:
+        name: of the tower.
+        tree: the tower's.
+        numbers: of the stamp.
+        came: names of the tensors that were brought with it, or None where nobody could note them.
+
+    Raises:
+        ValueError: another tree's, a part of it, or a changed one.
+    """
+    here = set(tree.state_dict())
+    lost = sorted(here - came) if came is not None else []
+    divided = not any(numbers[1:])  # stamped under ZeRO-3: older ones hold the names of divided tensors
+    if not agree(numbers[0], names_sum(tree)) and not (divided and came is not None and not lost):
+        raise ValueError(
+            f"The checkpoint was saved with the vision tower of another tree than {name}: set mm_vision_tower in its "
+            "config.json to the tree, and the split, that it was trained with."
+        )
+    if lost:
+        raise ValueError(
+            f"The checkpoint lacks {len(lost)} of the {len(here)} tensors of the vision tower {name} that it was saved "
+            f"with ({_some(lost)}): load it as the host saved it."
+        )
+    if (part := compare(numbers, tree)) is not None:
+        raise ValueError(
+            f"After the reload {name} has other {part}: something was dropped or changed on the way; load the "
+            "checkpoint with LLaVA's own load_pretrained_model, and read is_loaded before a cast."
+        )
+
+
+def check_alone(name: str, came: Set[str], trained: Set[str]) -> None:
+    """See that tensors which came without a stamp are what may be saved alone: trained ones.
+
+    Raises:
+        ValueError: they are more than that.
+    """
+    if rest := sorted(came - trained):
+        raise ValueError(without_stamp(name, f"{len(came)} tensors ({_some(rest)})"))
+
+
+def check_unstamped(name: str, old: nn.Module, tree: nn.Module, kept: Set[str]) -> None:
+    """See that what the tree's folder is about to replace is not a tower that a checkpoint has restored.
+
+    Args:
+        name: of the tower.
+        old: the tree with what the host left in it: a checkpoint's tensors, or drawn numbers.
+        tree: from its folder.
+        kept: names that are not replaced.
+
+    Raises:
+        ValueError: the matrices are the tower's own, as they are in the folder or trained on from there.
+    """
+    known, alike = dict(tree.named_parameters()), []
+    for path, module in old.named_modules():
+        if isinstance(module, nn.Linear) and f"{path}.weight" not in kept and not module.weight.is_meta:
+            pair = (module.weight, known[f"{path}.weight"])
+            one, other = (t.detach().flatten()[:SAMPLE].to("cpu", torch.float32) for t in pair)
+            alike.append(bool(torch.cosine_similarity(one, other, dim=0) > ALIKE))
+    if sum(alike) * 2 > len(alike):
+        raise ValueError(without_stamp(name, "tensors"))
+
+
+def without_stamp(name: str, what: str) -> str:
+    """Why a tower that came without its stamp is not taken."""
+    return (
+        f"The checkpoint holds {what} of the vision tower {name} without the stamp that was saved with them "
+        f"(vision_tower.{STAMP}, {BYTES}), or with one that a cast has destroyed, so nobody can tell whether they are "
+        "whole: load it as the host saved it, or convert it again with all its tensors."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_integration.hosts import restored
+from llava_integration.hosts import restored, trained
+from llava_integration.hosts.guarded import GuardedTower
 from llava_integration.hosts.images import HostImageProcessor
-from llava_integration.hosts.options import HostConfig, check_options, no_grid, parse_name
+from llava_integration.hosts.options import HostConfig, check_options, no_grid, parse_name, trains_whole
 from llava_integration.hosts.partitioned import fill_partitioned, is_partitioned
 from llava_integration.hosts.renamed import own_names, rename
 from vst.models.vfm import VFM
@@ -30,12 +31,15 @@ LOG = logging.getLogger("llava_integration")
 _AUTO_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")
 
 
-class VSTVisionTower(nn.Module):
+class VSTVisionTower(GuardedTower):
     """A saved tree with the attributes that LLaVA's own towers have. Frozen; casts its input in and its tokens out.
+
+    A host that trains the tower trains the stitches of the split in use; ``+whole`` behind the name, all that it
+    reaches. Whatever walks through the modules, as optimizers do, finds it so.
 
     Args:
         vision_tower: ``vst:PATH`` of a saved tree (folder or hub id), with ``@SPLIT`` to load what that depth needs
-            alone; or a saved tree's folder.
+            alone, and ``+whole`` to have all of it trained where the host trains it; or a saved tree's folder.
         args: the host's config or model arguments.
         delay_load: leave the weights to a checkpoint, or to :meth:`load_model`.
 
@@ -44,10 +48,8 @@ class VSTVisionTower(nn.Module):
         ValueError: options of the host that the tree cannot serve.
     """
 
-    stamp: Tensor
-
     def __init__(self, vision_tower: str, args: Any = None, delay_load: bool = False) -> None:
-        super().__init__()
+        super().__init__(trains_whole(vision_tower))
         self.vision_tower_name, self.args, self.delay_load = vision_tower, args, delay_load
         self.unfreeze_mm_vision_tower = bool(getattr(args, "unfreeze_mm_vision_tower", False))
         self._source, split = parse_name(vision_tower)
@@ -60,24 +62,9 @@ class VSTVisionTower(nn.Module):
         waits = delay_load or probe.is_meta or hasattr(probe, "ds_id")
         self.vision_tower = rename(_skeleton(config) if waits else VSTEncoder.skeleton(config))
         self.vision_tower.requires_grad_(False)
-        self.register_buffer("stamp", restored.EMPTY.clone())
-        self._names, self._loaded, self._stale = restored.names_sum(self.vision_tower), False, False
-        self._recorder = restored.Recorder(self.vision_tower)
-        self._register_load_state_dict_pre_hook(self._before_load)
-        self.register_state_dict_pre_hook(_renew_stamp)
+        self.watch()
         if not delay_load and not probe.is_meta:
             self.load_model()
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether every weight is there: from the tree's folder, or restored by a checkpoint.
-
-        Raises:
-            ValueError: a checkpoint brought the tower of another tree, or other stitches than were saved with it.
-        """
-        if not self._loaded and self._restored():
-            self._finish(f"restored by the checkpoint, {self.vision_tower_name} left unread")
-        return self._loaded
 
     def load_model(self, device_map: Any = None, **kwargs: Any) -> None:
         """Bring the weights that no checkpoint has restored; those that one has are left as they are.
@@ -97,12 +84,12 @@ class VSTVisionTower(nn.Module):
         if self.is_loaded:
             LOG.info("%s is already loaded; load_model leaves it as it is", self.vision_tower_name)
             return
-        kept = self._recorder.names
+        kept = set(self._recorder.names)
         if is_partitioned(self.vision_tower):
             fill_partitioned(self.vision_tower, self._read, kept)
         else:
             self._replace(kept, device_map)
-        where = f"{len(kept)} tensors of the checkpoint's kept, the others " if kept else ""
+        where = f"{len(kept)} tensors from the checkpoint, the others " if kept else ""
         self._finish(f"{where}read from {self._source}")
 
     def to_tree(self) -> VSTEncoder:
@@ -123,14 +110,16 @@ class VSTVisionTower(nn.Module):
     def _replace(self, kept: set[str], device_map: Any) -> None:
         """Put the tree that was saved in the skeleton's place: what a host did to unfilled modules goes with them."""
         old, tree = self.vision_tower, self._read()
+        restored.check_unstamped(self.vision_tower_name, old, tree, kept)
         dtype, device = self.dtype if self.delay_load else None, self._device_for(device_map)
         tree.to(device=device, dtype=dtype)
         state = {n: t for n, t in old.state_dict().items() if n in kept}
         tree.load_state_dict(state, strict=False)
-        trained = {n: p.requires_grad for n, p in old.named_parameters()}
+        wanted = trained.freed(old)
         for name, parameter in tree.named_parameters():
-            parameter.requires_grad_(trained[name])
+            parameter.requires_grad_(name in wanted)
         self.vision_tower = tree
+        self._recorder.watch(tree)
 
     def _device_for(self, device_map: Any) -> torch.device:
         if isinstance(device_map, dict):
@@ -140,51 +129,6 @@ class VSTVisionTower(nn.Module):
                 return self.device
             device_map = "cuda" if device_map is not None and torch.cuda.is_available() else "cpu"
         return torch.device(device_map)
-
-    def _restored(self) -> bool:
-        """Whether a checkpoint has brought the whole tower."""
-        tree = self.vision_tower
-        state = tree.state_dict()
-        if is_partitioned(tree) or any(t.is_meta for t in state.values()):
-            return False
-        stamp = restored.read_stamp(self.stamp)
-        if stamp is not None and stamp[0] != self._names:
-            if set(state) <= self._recorder.names:
-                return True
-            raise ValueError(
-                f"The checkpoint was saved with the vision tower of another tree than {self.vision_tower_name}: set "
-                "mm_vision_tower in its config.json to the tree, and the split, that it was trained with."
-            )
-        if stamp is None:
-            return set(state) <= self._recorder.names
-        if not self._stale and (part := restored.compare(stamp, tree)) is not None:
-            raise ValueError(
-                f"After the reload {self.vision_tower_name} has other {part}: something was dropped or changed on the "
-                "way; load the checkpoint with LLaVA's own load_pretrained_model, and read is_loaded before a cast."
-            )
-        return True
-
-    def _finish(self, how: str) -> None:
-        self._loaded = True
-        for module in self.modules():
-            module._is_hf_initialized = True  # type: ignore[assignment] # transformers then draws no new weights for it
-        if any(t.is_meta for t in self.vision_tower.state_dict().values()):
-            self._loaded = False
-            raise RuntimeError(
-                f"{self.vision_tower_name} was to be loaded where modules are built without memory: build it with "
-                "delay_load=True, and call load_model() after the model's own weights are there."
-            )
-        _renew_stamp(self, "loaded", how)
-
-    def _before_load(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-        inner = f"{prefix}vision_tower."
-        restored.check_places(self.vision_tower, state, inner)
-        if prefix + restored.STAMP not in state and any(key.startswith(inner) for key in state):
-            self._stale = True  # tensors without the stamp that they were saved with: nothing to compare them with
-
-    def _apply(self, fn: Any, recurse: bool = True) -> VSTVisionTower:
-        _ = self.is_loaded  # what a checkpoint restored is compared with what was saved before it is cast
-        return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """Fused tokens ``[B, N, C]`` of pictures ``[B, 3, S, S]``, in the dtype of the pictures.
@@ -202,8 +146,8 @@ class VSTVisionTower(nn.Module):
         return self._tokens(images)
 
     def _tokens(self, images: Tensor) -> Tensor:
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision_tower.parameters())
-        with torch.set_grad_enabled(trained), torch.autocast(self.device.type, enabled=False):
+        trains = torch.is_grad_enabled() and self.trains()
+        with torch.set_grad_enabled(trains), torch.autocast(self.device.type, enabled=False):
             return self.vision_tower(images.to(device=self.device, dtype=self.dtype)).to(images.dtype)
 
     def feature_select(self, tokens: Tensor) -> Tensor:
@@ -218,22 +162,13 @@ class VSTVisionTower(nn.Module):
     @split.setter
     def split(self, value: Split | None) -> None:
         self.vision_tower.split = value
+        self.choose_again()
 
     @property
     def config(self) -> HostConfig:
         """Sizes, for whoever builds around the tower."""
         tree = self.tree_config
         return HostConfig(tree.fuser().width, tree.image_size, tree.trunk.patch, tree.trunk.depth)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.vision_tower.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-        return next(self.vision_tower.parameters()).device
 
     @property
     def dummy_feature(self) -> Tensor:
@@ -309,19 +244,3 @@ def _skeleton(config: VSTConfig) -> VSTEncoder:
     finally:
         torch.set_default_dtype(kind)
     return tree
-
-
-def _renew_stamp(tower: VSTVisionTower, prefix: str, how: Any = "read, to be saved or compared") -> None:
-    """Before a tower's state is read: the stamp of the stitches as they are now."""
-    if not tower._loaded:
-        return
-    if is_partitioned(tower.vision_tower):
-        tower.stamp[0] = tower._names  # no sums: the stitches are not whole here
-        return
-    stamp = restored.make_stamp(tower.vision_tower, tower._names)
-    tower.stamp = stamp.to(tower.device)
-    kind = tower.dtype
-    if kind in restored.DTYPES:
-        number = restored.shown(int(stamp[1 + restored.DTYPES.index(kind)]))
-        name = str(kind).removeprefix("torch.")
-        LOG.info("%s: stitches %s (%s), %s", tower.vision_tower_name, number, name, how)
