@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -68,6 +69,11 @@ def train(
         dry_run: only check the options and print an estimate of memory by split depth.
         resume: go on where a killed run stopped; the result is that of an uninterrupted one.
         overwrite: start the run in out again.
+
+    Raises:
+        ValueError: options that do not suit, a run that cannot be resumed.
+        FileNotFoundError: a tree, language model, or data that are not there.
+        NotFinite: a loss, gradient or weight that is not finite; nothing was exported, checkpoints before it are kept.
     """
     main = int(os.environ.get("RANK", "0")) == 0
     options = TrainerConfig(trainer or {})
@@ -167,6 +173,7 @@ def _train(
     checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
     checkpoint = _agreed(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.finite.check_weights()
     export(trainer, tuner, processor, folder, dtypes)
     skipped = _merged(trainer.skipped)
     if run is None:
@@ -176,10 +183,6 @@ def _train(
         for row in trainer.state.log_history
         if "loss" in row
     ]
-    from llava_integration.train.plots import loss_curve
-
-    loss_curve(history, folder / "loss.png")
-    shutil.rmtree(values["output_dir"], ignore_errors=True)
     run.finish(
         {
             "steps": trainer.state.global_step,
@@ -190,9 +193,21 @@ def _train(
             "history": history,
         }
     )
+    shutil.rmtree(values["output_dir"], ignore_errors=True)
+    _draw(history, folder / "loss.png")
     if skipped:
         print(f"skipped {len(skipped)} conversations or pictures; names and reasons: {folder}/results.json")
     print(f"{trainer.state.global_step} steps in {time.monotonic() - began:.0f} s; model in {folder}")
+
+
+def _draw(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The loss curve; what was trained is saved by now, so no plot can cost it."""
+    from llava_integration.train.plots import loss_curve
+
+    try:
+        loss_curve(history, path)
+    except Exception as error:  # whatever a plotting library raises
+        warnings.warn(f"{path} could not be drawn ({error}); results.json holds the losses.", stacklevel=2)
 
 
 def _spec(config: LlavaConfig) -> ProjectorSpec:
@@ -269,7 +284,7 @@ def _estimate(
         processes=processes(),
         batch=values["per_device_train_batch_size"],
         length=data.max_length,
-        checkpointing=bool(values.get("gradient_checkpointing")),
+        checkpointing=bool(values.get("activation_checkpointing") or values.get("gradient_checkpointing")),
     )
     splits: list[Any] = ["full"] if full else list(tree.choices().values()) or [{}]
     device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
