@@ -151,6 +151,36 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
+def check_resumable(checkpoint: Path, *, engine: bool) -> None:
+    """See that a checkpoint holds all that a run goes on with, beside the trained parameters.
+
+    Args:
+        checkpoint: whole.
+        engine: DeepSpeed wrote it, which keeps optimizer and schedule in files of its own.
+
+    Raises:
+        ValueError: optimizer, schedule or random states are missing, or it tells of another step than its name.
+    """
+    again = "start the run again with --overwrite"
+    wanted = {"trainer_state.json": ("trainer_state.json",), "random states": ("rng_state*.pth",)}
+    wanted["optimizer"] = ("latest",) if engine else ("optimizer.pt",)
+    if not engine:
+        wanted["schedule"] = ("scheduler.pt",)
+    missing = [what for what, (pattern,) in wanted.items() if not list(checkpoint.glob(pattern))]
+    if missing:
+        raise ValueError(
+            f"{checkpoint} holds no {', '.join(missing)} to go on with (trainer.save_only_model leaves them out), and "
+            f"a run that begins them anew would be another one: {again}."
+        )
+    state = read_json(checkpoint / "trainer_state.json")
+    step, named = state.get("global_step"), int(checkpoint.name.rpartition("-")[2])
+    if step != named or step > state.get("max_steps", step):
+        raise ValueError(
+            f"{checkpoint / 'trainer_state.json'} tells of step {step} of {state.get('max_steps')}, and its folder is "
+            f"named after step {named}: the checkpoint is damaged; delete it to go on from the one before, or {again}."
+        )
+
+
 class _DrawSplit(TrainerCallback):
     """A split for each step, by seed and step, so that a resumed run draws what it would have drawn."""
 

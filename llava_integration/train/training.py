@@ -19,6 +19,7 @@ from llava_integration.models.llava import build_projector
 from llava_integration.models.processing import image_tokens
 from llava_integration.train import tuning
 from llava_integration.train.config import TrainerConfig, TuneConfig, processes
+from llava_integration.train.content import noted
 from llava_integration.train.data import Collate, Conversations, DataConfig
 from llava_integration.train.export import clear, export
 from llava_integration.train.model import ModelConfig
@@ -96,6 +97,7 @@ def train(
     folder = Path(out)
     run = None
     if main:
+        config |= noted(folder, model, data, resume)
         run = Run(folder, config, resume=resume and folder.exists(), overwrite=overwrite)
         if overwrite:
             clear(folder)
@@ -119,9 +121,14 @@ def _train(
     # What is imported here brings datasets and peft along, which nobody needs who only asks for the options.
     from transformers import TrainingArguments, set_seed
 
-    from llava_integration.train.trainer import MLLMTrainer, last_checkpoint
+    from llava_integration.train.trainer import MLLMTrainer, check_resumable, last_checkpoint
 
     began = time.monotonic()
+    checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
+    if checkpoint is not None:
+        check_resumable(checkpoint, engine=bool(values.get("deepspeed")))
+    if run is not None and values.get("save_only_model"):
+        print("trainer.save_only_model is true: a run that is stopped cannot be resumed, --overwrite starts it again")
     if values["use_cpu"]:
         keep_freed_memory()
     seed = int(values.get("seed", 42))
@@ -170,7 +177,6 @@ def _train(
             f"{len(conversations)} conversations, {tokens} tokens a picture, {shown / 1e6:.2f} M parameters trained, "
             f"{values['per_device_train_batch_size']} x {values['gradient_accumulation_steps']} x {processes()} a step"
         )
-    checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
     checkpoint = _agreed(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.finite.check_weights()
