@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+
+from llava_integration.train import options
 
 LLM_TUNING = ("none", "full", "lora")
 
@@ -66,7 +67,7 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Options of transformers' ``TrainingArguments``, checked by name, over LLaVA-1.5's.
+    """Options of transformers' ``TrainingArguments``, checked one by one, over LLaVA-1.5's.
 
     Attributes:
         values: any fields of TrainingArguments.
@@ -84,21 +85,12 @@ class TrainerConfig:
             processes: over which the batch is spread (:func:`spread`).
 
         Raises:
-            ValueError: a name that TrainingArguments does not have, or a batch that cannot be divided.
+            ValueError: an option that is not known or not served (:mod:`llava_integration.train.options`), or a batch
+                that cannot be divided.
         """
         from transformers import TrainingArguments
 
-        known = {f.name for f in fields(TrainingArguments) if f.init}
-        for name in self.values:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else "see transformers' TrainingArguments."
-                raise ValueError(f"trainer.{name} is no option of transformers' TrainingArguments; {hint}")
-        if taken := {"output_dir", "gradient_accumulation_steps", "remove_unused_columns"} & set(self.values):
-            raise ValueError(
-                f"trainer.{min(taken)} is set by the run itself: use out for the folder, and batch_size with "
-                "trainer.per_device_train_batch_size for accumulation."
-            )
+        options.check(self.values)
         cuda = torch.cuda.is_available()
         total = _BATCH[tune.llm] if batch_size is None else batch_size
         per_device, accumulated = spread(total, self.at_a_time(tune), processes)
@@ -108,11 +100,12 @@ class TrainerConfig:
             "lr_scheduler_type": "cosine",
             "warmup_steps": 0.03,  # below 1: a share of all steps
             "weight_decay": 0.0,
-            "bf16": cuda and torch.cuda.is_bf16_supported(),
+            "bf16": cuda and torch.cuda.is_bf16_supported() and not self.values.get("fp16"),
             "use_cpu": not cuda,
             "per_device_train_batch_size": per_device,
             "gradient_accumulation_steps": accumulated,
             "logging_steps": 1,
+            "logging_nan_inf_filter": False,  # the first loss that is not finite ends the run
             "save_strategy": "steps",
             "save_steps": 500,
             "save_total_limit": 2,
@@ -122,11 +115,13 @@ class TrainerConfig:
             "remove_unused_columns": False,
             "output_dir": output_dir,
         }
-        if tune.llm != "none" and "train_sampling_strategy" in known:
+        if tune.llm != "none" and "train_sampling_strategy" in {f.name for f in fields(TrainingArguments)}:
             defaults["train_sampling_strategy"] = "group_by_length"  # as LLaVA-1.5's second stage
         if tune.stitches and not self.values.get("deepspeed"):
             defaults["ddp_find_unused_parameters"] = True  # a step leaves the stitches of other splits without gradient
-        return defaults | dict(self.values) | {"per_device_train_batch_size": per_device}
+        resolved = defaults | dict(self.values) | {"per_device_train_batch_size": per_device}
+        options.construct(resolved)
+        return resolved
 
     def at_a_time(self, tune: TuneConfig) -> int:
         """Conversations that a process is to take at a time, if the batch can be divided so; default: LLaVA-1.5's."""

@@ -16,20 +16,22 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from llava_integration.train.config import TuneConfig
+from llava_integration.train.finite import COMPLETE, StopAtNonFinite
 from llava_integration.train.sampling import GroupedByLength
 from llava_integration.train.tuning import groups
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.results.progress import Progress
 from vst.tree.config import Split
 
-TRAINED, COMPLETE, SKIPPED = "trained.safetensors", "complete", "skipped.json"
+TRAINED, SKIPPED = "trained.safetensors", "skipped.json"
 
 
 class MLLMTrainer(Trainer):
     """Trains a LLaVA model whose tower is a tree.
 
     Checkpoints hold the trained parameters and the state of the optimizer, not the frozen weights (DeepSpeed writes its
-    own, whole). Pictures that were skipped are collected in ``skipped``.
+    own, whole). Pictures that were skipped are collected in ``skipped``. The first loss, gradient or trained weight
+    that is not finite ends the training (:class:`llava_integration.train.finite.NotFinite`), before anything is saved.
 
     Args:
         tune: what is trained (the model is prepared for it already).
@@ -43,11 +45,21 @@ class MLLMTrainer(Trainer):
     ) -> None:
         self.tune, self.skipped = tune, {}  # type: ignore[var-annotated]
         super().__init__(**others)
+        if self.args.label_smoothing_factor:
+            self.compute_loss_func = _Smoothed(self.args.label_smoothing_factor)
         self.remove_callback(PrinterCallback)
+        self.finite = StopAtNonFinite(self)
+        self.add_callback(self.finite)
         self.add_callback(_Watch(self, title))
         if splits:
             whole: Any = self.model
             self.add_callback(_DrawSplit(whole.model.vision_tower, splits, self.args.seed))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The Trainer's, whose loss is looked at."""
+        loss = super().training_step(*args, **kwargs)
+        self.finite.see(loss)
+        return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own loss, with logits only at positions where some row of the batch has a label.
@@ -58,7 +70,9 @@ class MLLMTrainer(Trainer):
         self.skipped.update(inputs.pop("skipped", {}))
         shifted = F.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
         wanted = (shifted != -100).any(0).nonzero().flatten()
-        inputs |= {"logits_to_keep": wanted, "shift_labels": shifted[:, wanted].contiguous()}
+        kept = shifted[:, wanted].contiguous()
+        inputs |= {"logits_to_keep": wanted}
+        inputs |= {"shift_labels": kept} if self.compute_loss_func is None else {"labels": kept}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -75,12 +89,13 @@ class MLLMTrainer(Trainer):
         if self.optimizer is None:
             owner: Any = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, owner)
-            rate = options.pop("lr")
-            self.optimizer = kind(groups(owner, self.tune, rate, self.args.weight_decay), lr=rate, **options)
-        return self.optimizer
+            own = groups(owner, self.tune, options["lr"], self.args.weight_decay)
+            self.optimizer_cls_and_kwargs = (kind, {**options, "params": own})
+        return super().create_optimizer(model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint's share of the model; DeepSpeed's own checkpoint holds it already."""
+        self.finite.check_weights()
         if _internal_call and self.is_deepspeed_enabled:
             Path(str(output_dir or self.args.output_dir)).mkdir(parents=True, exist_ok=True)
             return
@@ -106,6 +121,25 @@ class MLLMTrainer(Trainer):
         model.load_state_dict(tensors, strict=False)
 
 
+class _Smoothed:
+    """Cross entropy with label smoothing, over the labels that the model's own loss is over.
+
+    Args:
+        factor: share of a label's weight that is spread evenly over the vocabulary.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Of logits ``[B, T, V]`` and labels ``[B, T]`` at the same positions; -100 counts nothing."""
+        counted = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        logits = outputs["logits"].flatten(0, 1).float()
+        targets = labels.flatten().to(logits.device)
+        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.factor)
+        return loss / (counted.to(loss.device) if torch.is_tensor(counted) else counted)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; those that a killed process left half written are deleted."""
     whole = []
@@ -115,6 +149,36 @@ def last_checkpoint(folder: Path) -> Path | None:
         else:
             shutil.rmtree(path)
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def check_resumable(checkpoint: Path, *, engine: bool) -> None:
+    """See that a checkpoint holds all that a run goes on with, beside the trained parameters.
+
+    Args:
+        checkpoint: whole.
+        engine: DeepSpeed wrote it, which keeps optimizer and schedule in files of its own.
+
+    Raises:
+        ValueError: optimizer, schedule or random states are missing, or it tells of another step than its name.
+    """
+    again = "start the run again with --overwrite"
+    wanted = {"trainer_state.json": ("trainer_state.json",), "random states": ("rng_state*.pth",)}
+    wanted["optimizer"] = ("latest",) if engine else ("optimizer.pt",)
+    if not engine:
+        wanted["schedule"] = ("scheduler.pt",)
+    missing = [what for what, (pattern,) in wanted.items() if not list(checkpoint.glob(pattern))]
+    if missing:
+        raise ValueError(
+            f"{checkpoint} holds no {', '.join(missing)} to go on with (trainer.save_only_model leaves them out), and "
+            f"a run that begins them anew would be another one: {again}."
+        )
+    state = read_json(checkpoint / "trainer_state.json")
+    step, named = state.get("global_step"), int(checkpoint.name.rpartition("-")[2])
+    if step != named or step > state.get("max_steps", step):
+        raise ValueError(
+            f"{checkpoint / 'trainer_state.json'} tells of step {step} of {state.get('max_steps')}, and its folder is "
+            f"named after step {named}: the checkpoint is damaged; delete it to go on from the one before, or {again}."
+        )
 
 
 class _DrawSplit(TrainerCallback):
@@ -172,9 +236,13 @@ class _Watch(TrainerCallback):
         if logs and "loss" in logs:
             self.note = f"loss {float(logs['loss']):.3f}  lr {float(logs['learning_rate']):.2e}"
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
         if self.bar is not None:
             self.bar.step(self.note)
+        control.should_log |= state.global_step >= state.max_steps  # however rarely losses are told, the last one is
+        return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -18,6 +19,7 @@ from llava_integration.models.llava import build_projector
 from llava_integration.models.processing import image_tokens
 from llava_integration.train import tuning
 from llava_integration.train.config import TrainerConfig, TuneConfig, processes
+from llava_integration.train.content import noted
 from llava_integration.train.data import Collate, Conversations, DataConfig
 from llava_integration.train.export import clear, export
 from llava_integration.train.model import ModelConfig
@@ -68,6 +70,11 @@ def train(
         dry_run: only check the options and print an estimate of memory by split depth.
         resume: go on where a killed run stopped; the result is that of an uninterrupted one.
         overwrite: start the run in out again.
+
+    Raises:
+        ValueError: options that do not suit, a run that cannot be resumed.
+        FileNotFoundError: a tree, language model, or data that are not there.
+        NotFinite: a loss, gradient or weight that is not finite; nothing was exported, checkpoints before it are kept.
     """
     main = int(os.environ.get("RANK", "0")) == 0
     options = TrainerConfig(trainer or {})
@@ -90,6 +97,7 @@ def train(
     folder = Path(out)
     run = None
     if main:
+        config |= noted(folder, model, data, resume)
         run = Run(folder, config, resume=resume and folder.exists(), overwrite=overwrite)
         if overwrite:
             clear(folder)
@@ -113,9 +121,14 @@ def _train(
     # What is imported here brings datasets and peft along, which nobody needs who only asks for the options.
     from transformers import TrainingArguments, set_seed
 
-    from llava_integration.train.trainer import MLLMTrainer, last_checkpoint
+    from llava_integration.train.trainer import MLLMTrainer, check_resumable, last_checkpoint
 
     began = time.monotonic()
+    checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
+    if checkpoint is not None:
+        check_resumable(checkpoint, engine=bool(values.get("deepspeed")))
+    if run is not None and values.get("save_only_model"):
+        print("trainer.save_only_model is true: a run that is stopped cannot be resumed, --overwrite starts it again")
     if values["use_cpu"]:
         keep_freed_memory()
     seed = int(values.get("seed", 42))
@@ -164,9 +177,9 @@ def _train(
             f"{len(conversations)} conversations, {tokens} tokens a picture, {shown / 1e6:.2f} M parameters trained, "
             f"{values['per_device_train_batch_size']} x {values['gradient_accumulation_steps']} x {processes()} a step"
         )
-    checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
     checkpoint = _agreed(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.finite.check_weights()
     export(trainer, tuner, processor, folder, dtypes)
     skipped = _merged(trainer.skipped)
     if run is None:
@@ -176,10 +189,6 @@ def _train(
         for row in trainer.state.log_history
         if "loss" in row
     ]
-    from llava_integration.train.plots import loss_curve
-
-    loss_curve(history, folder / "loss.png")
-    shutil.rmtree(values["output_dir"], ignore_errors=True)
     run.finish(
         {
             "steps": trainer.state.global_step,
@@ -190,9 +199,21 @@ def _train(
             "history": history,
         }
     )
+    shutil.rmtree(values["output_dir"], ignore_errors=True)
+    _draw(history, folder / "loss.png")
     if skipped:
         print(f"skipped {len(skipped)} conversations or pictures; names and reasons: {folder}/results.json")
     print(f"{trainer.state.global_step} steps in {time.monotonic() - began:.0f} s; model in {folder}")
+
+
+def _draw(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The loss curve; what was trained is saved by now, so no plot can cost it."""
+    from llava_integration.train.plots import loss_curve
+
+    try:
+        loss_curve(history, path)
+    except Exception as error:  # whatever a plotting library raises
+        warnings.warn(f"{path} could not be drawn ({error}); results.json holds the losses.", stacklevel=2)
 
 
 def _spec(config: LlavaConfig) -> ProjectorSpec:
@@ -269,7 +290,7 @@ def _estimate(
         processes=processes(),
         batch=values["per_device_train_batch_size"],
         length=data.max_length,
-        checkpointing=bool(values.get("gradient_checkpointing")),
+        checkpointing=bool(values.get("activation_checkpointing") or values.get("gradient_checkpointing")),
     )
     splits: list[Any] = ["full"] if full else list(tree.choices().values()) or [{}]
     device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
