@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -140,6 +141,11 @@ def _train(
     transform = processor.image_processor.transform()
     conversations = Conversations(data, processor.tokenizer, transform, tokens)
     conversations.check()
+    told, cautions = conversations.survey()
+    if run is not None:
+        print(told)
+        for caution in cautions:
+            warnings.warn(caution, stacklevel=2)
     args = TrainingArguments(**values)
     device = args.device  # asked for before the start, as it is what lets the processes speak to each other
     if tune.start == "ridge" and model.start is None:
