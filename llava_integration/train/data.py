@@ -6,7 +6,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from llava_integration.models.chat import IGNORED, IMAGE_TOKEN, STYLES, Encoded, NothingToLearn, encode
+from llava_integration.train.media import KEY, inside, is_url, unread, unread_key, unread_tag
+from llava_integration.train.records import read_records
 from vst.data.images import ImageTransform, UnreadableImage
 from vst.data.pictures import ImageSet, Skipped
-from vst.results.folders import read_json
 
 CHARACTERS, TURN = 4, 5  # of a token of English, about; tokens of a chat template around a turn
+LOST = 0.05  # share of records or pictures that may be missing before a run warns
+LOOKED_AT = 512  # conversations whose pictures are looked for before a run
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -61,9 +64,10 @@ class Conversations(Dataset):
     """Conversations with their pictures as tokens, labels and pixels.
 
     All records are read and checked at once; pictures are opened and text is tokenised when a sample is asked for.
-    What cannot be used is left out and told in ``skipped``: turns that do not alternate, tags that do not match the
-    pictures, pictures outside the folder. As LLaVA does, a first turn of the assistant is dropped, and the tag of a
-    single picture goes to the front of its turn.
+    What cannot be used is left out and told in ``skipped``: turns that do not alternate, empty answers, tags that do
+    not match the pictures, pictures outside the folder, and pictures or other media under keys and tags that are not
+    read. As LLaVA does, a first turn of the assistant is dropped, and the tag of a single picture goes to the front of
+    its turn.
 
     Args:
         config: which.
@@ -83,13 +87,15 @@ class Conversations(Dataset):
         self._records, self._skipped = _Records(), dict[str, str]()
         self._shapes: dict[tuple[str, ...], int] = {}
         self._lengths = array("L")
-        for name, record in _read(config.files):
+        self._pictured = 0
+        for name, record in read_records(config.files):
             try:
                 conversation = _conversation(record, config)
                 self._records.append({"name": name, **conversation})
             except _Unusable as reason:
                 self._skipped[name] = str(reason)
                 continue
+            self._pictured += bool(conversation["images"])
             text = sum(len(m["content"]) // CHARACTERS + TURN for m in conversation["messages"])
             self._lengths.append(text + image_tokens * len(conversation["images"]))
             self._shapes.setdefault(tuple(m["role"] for m in conversation["messages"]), len(self) - 1)
@@ -106,6 +112,46 @@ class Conversations(Dataset):
     def skipped(self) -> dict[str, str]:
         """Why conversations were left out when the files were read, by ``FILE:NUMBER``, counted from 1."""
         return dict(self._skipped)
+
+    def survey(self) -> tuple[str, list[str]]:
+        """Tell what a run is about to learn from, before it does; looks for the files of some pictures, opens none.
+
+        Returns:
+            How many conversations there are with and without pictures and how many were left out, and warnings: of
+            many records that cannot be used, of pictures that are not there, of no picture at all.
+
+        Raises:
+            FileNotFoundError: none of the pictures that were looked for is there.
+        """
+        read = len(self) + len(self._skipped)
+        told = f"{self._pictured} conversations with pictures, {len(self) - self._pictured} without"
+        warnings = []
+        if self._skipped:
+            told += f"; {len(self._skipped)} of {read} records cannot be used"
+        if len(self._skipped) > LOST * read:
+            warnings.append(
+                f"{len(self._skipped)} of {read} records cannot be used and are left out "
+                f"({_most_common(self._skipped.values())})."
+            )
+        if not self._pictured:
+            warnings.append(
+                f"None of {len(self)} conversations has a picture, so nothing is learned about pictures; records name "
+                f"theirs under `{KEY}`."
+            )
+        rows = range(0, len(self), max(1, len(self) // LOOKED_AT))
+        names = [name for row in rows for name in self._records[row]["images"]]
+        missing = [name for name in names if not os.path.isfile(os.path.join(self.config.images or "", name))]
+        if names and len(missing) == len(names):
+            raise FileNotFoundError(
+                f"None of {len(names)} pictures that were looked for is there, such as {missing[0]} in "
+                f"{self.config.images}: give the folder that the records' names begin in (images)."
+            )
+        if len(missing) > LOST * len(names):
+            warnings.append(
+                f"{len(missing)} of {len(names)} pictures that were looked for are missing, such as {missing[0]} in "
+                f"{self.config.images}; their conversations will be replaced by others."
+            )
+        return told, warnings
 
     @property
     def lengths(self) -> list[int]:
@@ -264,28 +310,6 @@ class _Records:
         return json.loads(self._text[self._ends[index] : self._ends[index + 1]])
 
 
-def _read(files: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Records of all files, with names ``FILE:NUMBER``."""
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"There is no file of conversations {file}; give a JSON or JSONL file (files).")
-        records = _lines(file) if file.endswith(".jsonl") else read_json(file)
-        if not isinstance(records, (list, Iterator)):
-            raise ValueError(f"{file} holds no list of records; expected one, or one record a line in a .jsonl file.")
-        for number, record in enumerate(records, 1):
-            yield f"{file}:{number}", record
-
-
-def _lines(file: str) -> Iterator[Any]:
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                if line.strip():
-                    yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{file}:{number} is no valid JSON ({error}); mend the line or cut it out.") from error
-
-
 def _conversation(record: Any, config: DataConfig) -> dict[str, Any]:
     """The record's pictures and messages; raises _Unusable."""
     turns = record.get("conversations") if isinstance(record, dict) else None
@@ -300,7 +324,13 @@ def _conversation(record: Any, config: DataConfig) -> dict[str, Any]:
         raise _Unusable("has no answer")
     if roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
         raise _Unusable("has turns of human and gpt that do not alternate")
+    if any(not message["content"].strip() for message in messages if message["role"] == "assistant"):
+        raise _Unusable("has an empty answer, from which a model learns to be silent")
     images = _images(record, config)
+    if key := unread_key(record, images):
+        raise _Unusable(unread(key))
+    if tag := next(filter(None, (unread_tag(m["content"]) for m in messages if m["role"] == "user")), None):
+        raise _Unusable(f"has the tag {tag}; a picture's place is told by {IMAGE_TOKEN}, and no other media are read")
     _place_tags(messages, len(images))
     if config.style == "plain" and (len(messages) != 2 or not images):
         raise _Unusable("is more or less than pictures and one caption, which style plain takes")
@@ -318,16 +348,18 @@ def _message(turn: Mapping[str, Any]) -> dict[str, str]:
 
 def _images(record: Mapping[str, Any], config: DataConfig) -> list[str]:
     """Names of the record's pictures, in the folder."""
-    given = record.get("image") or []
-    names = [given] if isinstance(given, str) else given
+    given = record.get(KEY)
+    names = [] if given is None or given == "" else [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise _Unusable("has something else as image than a name or a list of names")
+        raise _Unusable(f"has something else as {KEY} than a name or a list of names")
     if names and config.images is None:
         raise _Unusable("has a picture, but no folder of pictures (images) is given")
-    names = [os.path.normpath(name) for name in names]
-    if any(os.path.isabs(name) or name.split(os.sep)[0] == os.pardir for name in names):
+    if any(is_url(name) for name in names):
+        raise _Unusable("names a picture by its address; only files in the folder of pictures are read")
+    found = [inside(name, config.images or "") for name in names]
+    if None in found:
         raise _Unusable("names a picture outside the folder of pictures")
-    return names
+    return [name for name in found if name is not None]
 
 
 def _place_tags(messages: Sequence[dict[str, str]], images: int) -> None:

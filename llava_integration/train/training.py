@@ -153,6 +153,11 @@ def _train(
     transform = processor.image_processor.transform()
     conversations = Conversations(data, processor.tokenizer, transform, tokens)
     conversations.check()
+    told, cautions = conversations.survey()
+    if run is not None:
+        print(told)
+        for caution in cautions:
+            warnings.warn(caution, stacklevel=2)
     args = TrainingArguments(**values)
     device = args.device  # asked for before the start, as it is what lets the processes speak to each other
     if tune.start == "ridge" and model.start is None:
