@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vst.measure.tables import LLAVA_PICTURES
 from vst.parsing import command as command
 from vst.parsing import run
 from vst.protocol.command import protocol
+from vst.results.locks import held
 from vst.tree.encoder import VSTEncoder
 from vst.tree.options import TreeArgs
 from vst.trunk.command import trunk
@@ -48,14 +50,15 @@ def fit(
         resume: go on where a killed run stopped; the result is that of an uninterrupted one.
         overwrite: start the run in out again.
     """
-    model = VSTEncoder.from_args(tree)
-    result = fit_stitches(
-        model, images, fit, heldout_images=heldout_images, folder=out, resume=resume, overwrite=overwrite
-    )
-    if int(os.environ.get("RANK", "0")):
-        return
-    if save_tree:
-        model.save_pretrained(Path(out) / "tree", overwrite=True)
+    model, main = VSTEncoder.from_args(tree), os.environ.get("RANK", "0") == "0"
+    with held(out) if main else nullcontext():
+        result = fit_stitches(
+            model, images, fit, heldout_images=heldout_images, folder=out, resume=resume, overwrite=overwrite
+        )
+        if not main:
+            return
+        if save_tree:
+            model.save_pretrained(Path(out) / "tree", overwrite=True)
     from vst.fit.heldout import stitch_table
 
     stitch_table(result.reports)

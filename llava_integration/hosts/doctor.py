@@ -40,7 +40,7 @@ def doctor(tree: str | None = None) -> None:
     """
     problems = [*_packages(), *_library()]
     if not problems:
-        problems += _hosts()
+        problems += [*_hosts(), *_builds()]
     if tree is not None and not problems:
         problems += _tree(tree)
     if problems:
@@ -133,6 +133,17 @@ def _hosts() -> list[str]:
         )
     table("Hosts", ["host", "version", ""], rows or [["none", "-", "-"]])
     return problems
+
+
+def _builds() -> list[str]:
+    """Locks of operators of DeepSpeed whose build was killed: every later run would wait for them."""
+    from vst.fit.op_builds import stale_locks
+
+    return [
+        f"{lock} is left of a build of the operator {lock.parent.name} (DeepSpeed's or another) that no process of "
+        "this machine is at, and runs wait for it: delete it, unless another machine is building in that folder."
+        for lock in stale_locks()
+    ]
 
 
 def _tree(name: str) -> list[str]:

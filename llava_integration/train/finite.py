@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llava_integration.train.checkpoints import COMPLETE
+
 if TYPE_CHECKING:
     from llava_integration.train.trainer import MLLMTrainer
-
-COMPLETE = "complete"
-"""File of a whole checkpoint."""
 
 
 class NotFinite(RuntimeError):

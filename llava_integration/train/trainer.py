@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from llava_integration.train.checkpoints import SECONDS, finish_checkpoint, spent_before
 from llava_integration.train.config import TuneConfig
-from llava_integration.train.finite import COMPLETE, StopAtNonFinite
+from llava_integration.train.finite import StopAtNonFinite
 from llava_integration.train.sampling import GroupedByLength
 from llava_integration.train.tuning import groups
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.results.progress import Progress
+from vst.results.room import room_for
 from vst.tree.config import Split
 
 TRAINED, SKIPPED = "trained.safetensors", "skipped.json"
+_MAKE_ROOM = "make room and call again with --resume, which goes on from the last checkpoint that was saved"
 
 
 class MLLMTrainer(Trainer):
@@ -44,6 +48,7 @@ class MLLMTrainer(Trainer):
         self, *, tune: TuneConfig, splits: Sequence[Split] = (), title: str = "training", **others: Any
     ) -> None:
         self.tune, self.skipped = tune, {}  # type: ignore[var-annotated]
+        self._began, self._before = time.monotonic(), 0.0
         super().__init__(**others)
         if self.args.label_smoothing_factor:
             self.compute_loss_func = _Smoothed(self.args.label_smoothing_factor)
@@ -60,6 +65,10 @@ class MLLMTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         self.finite.see(loss)
         return loss
+
+    def spent(self) -> float:
+        """Seconds since the trainer was made, with those that led to the checkpoint gone on from."""
+        return self._before + time.monotonic() - self._began
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own loss, with logits only at positions where some row of the batch has a label.
@@ -84,6 +93,16 @@ class MLLMTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return GroupedByLength(data.lengths, step, seed)
 
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' training, with the time of the calls before a checkpoint that is gone on from."""
+        self._before = spent_before(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing after the last step, where the Trainer would make one more before it looks whether any is left."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer with a learning rate for each part."""
         if self.optimizer is None:
@@ -100,6 +119,19 @@ class MLLMTrainer(Trainer):
             Path(str(output_dir or self.args.output_dir)).mkdir(parents=True, exist_ok=True)
             return
         super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' checkpoint, from an empty folder on; what a full disk leaves of one is taken away."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            with room_for(f"the checkpoint at step {self.state.global_step} in {folder.parent}", _MAKE_ROOM):
+                super()._save_checkpoint(*args, **kwargs)
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
@@ -138,47 +170,6 @@ class _Smoothed:
         targets = labels.flatten().to(logits.device)
         loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.factor)
         return loss / (counted.to(loss.device) if torch.is_tensor(counted) else counted)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; those that a killed process left half written are deleted."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
-            whole.append(path)
-        else:
-            shutil.rmtree(path)
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
-def check_resumable(checkpoint: Path, *, engine: bool) -> None:
-    """See that a checkpoint holds all that a run goes on with, beside the trained parameters.
-
-    Args:
-        checkpoint: whole.
-        engine: DeepSpeed wrote it, which keeps optimizer and schedule in files of its own.
-
-    Raises:
-        ValueError: optimizer, schedule or random states are missing, or it tells of another step than its name.
-    """
-    again = "start the run again with --overwrite"
-    wanted = {"trainer_state.json": ("trainer_state.json",), "random states": ("rng_state*.pth",)}
-    wanted["optimizer"] = ("latest",) if engine else ("optimizer.pt",)
-    if not engine:
-        wanted["schedule"] = ("scheduler.pt",)
-    missing = [what for what, (pattern,) in wanted.items() if not list(checkpoint.glob(pattern))]
-    if missing:
-        raise ValueError(
-            f"{checkpoint} holds no {', '.join(missing)} to go on with (trainer.save_only_model leaves them out), and "
-            f"a run that begins them anew would be another one: {again}."
-        )
-    state = read_json(checkpoint / "trainer_state.json")
-    step, named = state.get("global_step"), int(checkpoint.name.rpartition("-")[2])
-    if step != named or step > state.get("max_steps", step):
-        raise ValueError(
-            f"{checkpoint / 'trainer_state.json'} tells of step {step} of {state.get('max_steps')}, and its folder is "
-            f"named after step {named}: the checkpoint is damaged; delete it to go on from the one before, or {again}."
-        )
 
 
 class _DrawSplit(TrainerCallback):
@@ -248,8 +239,11 @@ class _Watch(TrainerCallback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            write_json(Path(str(args.output_dir)) / SKIPPED, self.trainer.skipped)
-            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            with room_for(f"the checkpoint at step {state.global_step} in {folder.parent}", _MAKE_ROOM):
+                write_json(folder.parent / SKIPPED, self.trainer.skipped)
+                write_json(folder / SECONDS, {"seconds": self.trainer.spent()})
+                finish_checkpoint(folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

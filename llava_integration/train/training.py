@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -25,7 +25,9 @@ from llava_integration.train.export import clear, export
 from llava_integration.train.model import ModelConfig
 from llava_integration.train.start import ridge_start
 from vst.fit.allocator import keep_freed_memory
+from vst.fit.op_builds import clear_stale_locks
 from vst.results.folders import Run, read_json
+from vst.results.room import room_for
 from vst.tree.config import Split, VSTConfig, as_split
 from vst.tree.projector import ProjectorSpec
 
@@ -68,7 +70,8 @@ def train(
         batch_size: conversations a step over all processes; default: LLaVA-1.5's 256 (stage 1) or 128.
         trainer: any of transformers' TrainingArguments (--trainer.learning_rate 1e-3, --trainer.deepspeed FILE).
         dry_run: only check the options and print an estimate of memory by split depth.
-        resume: go on where a killed run stopped; the result is that of an uninterrupted one.
+        resume: go on where a killed run stopped; the result is that of an uninterrupted one. With DeepSpeed this
+            unpickles the run's checkpoint, which can run code: resume only folders that you trust.
         overwrite: start the run in out again.
 
     Raises:
@@ -121,9 +124,9 @@ def _train(
     # What is imported here brings datasets and peft along, which nobody needs who only asks for the options.
     from transformers import TrainingArguments, set_seed
 
-    from llava_integration.train.trainer import MLLMTrainer, check_resumable, last_checkpoint
+    from llava_integration.train.checkpoints import StopWhenTold, check_resumable, last_checkpoint
+    from llava_integration.train.trainer import MLLMTrainer
 
-    began = time.monotonic()
     checkpoint = last_checkpoint(Path(values["output_dir"])) if run is not None else None
     if checkpoint is not None:
         check_resumable(checkpoint, engine=bool(values.get("deepspeed")))
@@ -131,6 +134,8 @@ def _train(
         print("trainer.save_only_model is true: a run that is stopped cannot be resumed, --overwrite starts it again")
     if values["use_cpu"]:
         keep_freed_memory()
+    if values.get("deepspeed") and os.environ.get("LOCAL_RANK", "0") == "0":
+        clear_stale_locks()
     seed = int(values.get("seed", 42))
     set_seed(seed)
     half = bool(values.get("bf16"))
@@ -183,9 +188,17 @@ def _train(
             f"{values['per_device_train_batch_size']} x {values['gradient_accumulation_steps']} x {processes()} a step"
         )
     checkpoint = _agreed(checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is not None and values.get("deepspeed") and run is not None:
+        print(
+            f"going on from DeepSpeed's checkpoint {checkpoint}, which is read by unpickling: files of somebody else "
+            "could run code here, so resume only runs of your own."
+        )
+    with ExitStack() as block:
+        trainer.add_callback(StopWhenTold(block, folder))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.finite.check_weights()
-    export(trainer, tuner, processor, folder, dtypes)
+    with room_for(f"the model in {folder}", "make room and call again with --resume, which has only to write it"):
+        export(trainer, tuner, processor, folder, dtypes)
     skipped = _merged(trainer.skipped)
     if run is None:
         return
@@ -197,7 +210,7 @@ def _train(
     run.finish(
         {
             "steps": trainer.state.global_step,
-            "seconds": time.monotonic() - began,
+            "seconds": trainer.spent(),
             "loss": history[-1]["loss"] if history else None,
             "skipped": skipped,
             "engine": type(trainer.model_wrapped).__name__,
@@ -208,7 +221,7 @@ def _train(
     _draw(history, folder / "loss.png")
     if skipped:
         print(f"skipped {len(skipped)} conversations or pictures; names and reasons: {folder}/results.json")
-    print(f"{trainer.state.global_step} steps in {time.monotonic() - began:.0f} s; model in {folder}")
+    print(f"{trainer.state.global_step} steps in {trainer.spent():.0f} s; model in {folder}")
 
 
 def _draw(history: Sequence[Mapping[str, Any]], path: Path) -> None:

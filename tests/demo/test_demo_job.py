@@ -316,7 +316,7 @@ class TestRun:
         monkeypatch.setattr(job._Job, "models_alone", self.fail_after(0, job._Job.models_alone))
         with pytest.raises(KeyboardInterrupt):
             run_demo(folder, small, resume=False, overwrite=True)
-        assert {p.name for p in folder.iterdir()} - {"rows"} == {"environment.json", "run.json"}
+        assert {p.name for p in folder.iterdir()} - {"rows", ".lock"} == {"environment.json", "run.json"}
         assert not list(folder.glob("rows/*"))
 
     @staticmethod

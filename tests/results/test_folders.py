@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from vst.results.folders import Run, atomic_path, environment, read_json, write_json
+from vst.results.locks import LOCK
 
 
 def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 # --- environment

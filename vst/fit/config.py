@@ -96,7 +96,7 @@ class FitResult:
         history: rows of ``step``, ``lr`` and the mean loss by ``branch@split`` since the last row.
         skipped: reason by name of every picture that could not be read.
         steps, pictures: optimisation steps; readable pictures were drawn from so many.
-        seconds: by phase, of this process and this call.
+        seconds: by phase, of the main process; of a resumed fit with those of the calls before it.
         cache_bytes: size of the target cache on disk when it is full; 0 without one.
     """
 

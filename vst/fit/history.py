@@ -28,16 +28,29 @@ class Window:
         Raises:
             RuntimeError: one is not finite.
         """
+        *total, count = self.pending(accelerator, step)
+        means = {f"{n}@{s}": value / max(count, 1) for (n, s), value in zip(self.keys, total, strict=True)}
+        self.sum, self.count = torch.zeros(len(self.keys)), 0
+        return {"mean": sum(means.values()) / len(means), **means}
+
+    def pending(self, accelerator: Any, step: int) -> list[float]:
+        """Sums over all processes and the count, as they stand: what a state holds of steps that have no row yet.
+
+        Raises:
+            RuntimeError: one is not finite.
+        """
         both = torch.cat(
             [self.sum.to(accelerator.device), torch.tensor([float(self.count)], device=accelerator.device)]
         )
-        *total, count = accelerator.reduce(both, reduction="sum").tolist()
-        means = {f"{n}@{s}": value / max(count, 1) for (n, s), value in zip(self.keys, total, strict=True)}
-        bad = [key for key, value in means.items() if not math.isfinite(value)]
+        found = accelerator.reduce(both, reduction="sum").tolist()
+        bad = [f"{n}@{s}" for (n, s), value in zip(self.keys, found, strict=False) if not math.isfinite(value)]
         if bad:
             raise RuntimeError(
                 f"The loss of {', '.join(bad)} is not finite near step {step}: lower lr, or use precision fp32; the "
                 "last saved state is kept."
             )
-        self.sum, self.count = torch.zeros(len(self.keys)), 0
-        return {"mean": sum(means.values()) / len(means), **means}
+        return found
+
+    def restore(self, pending: list[float]) -> None:
+        """Go on from what :meth:`pending` gave; one process does so, for all."""
+        self.sum, self.count = torch.tensor(pending[:-1]), int(pending[-1])

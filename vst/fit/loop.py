@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from vst.fit.matching import TRUNK_PIXELS, Calibrations, Matcher, Teacher, check
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for, check_engine, gathered
-from vst.fit.states import PROGRESS, drop_states, latest_state, save_state
+from vst.fit.states import drop_states, has_state, load_state, save_state
 from vst.fit.targets import Targets
 from vst.models.vfm import VFM
 from vst.results.folders import Run, read_json
 from vst.results.progress import progress, track
+from vst.results.stopping import Stop, stopping
 from vst.tree.encoder import VSTEncoder
 
 OPERATIONAL = ("workers", "save_every", "cache", "cache_limit_gb", "checkpointing")
@@ -66,6 +68,7 @@ def fit_stitches(
 
     Raises:
         FileExistsError: ``folder`` is in use and neither flag was given.
+        FolderInUse: another process writes to ``folder``.
         ValueError: bad options, no readable picture, targets that are not the branches' models.
         RuntimeError: a loss that is not finite.
     """
@@ -107,7 +110,9 @@ class _Fit:
         self.train, self.heldout = self._divide(heldout_images is None)
         self.teacher = Teacher(tree, targets).to(self.device)
         self.skipped: dict[str, str] = {}
+        self.began = time.monotonic()
         self.seconds: dict[str, float] = {}
+        self.before: dict[str, float] = {}  # seconds of the calls that a resumed one goes on from
         self.cache_bytes = 0
 
     def _autocast(self) -> Any:
@@ -125,11 +130,17 @@ class _Fit:
         return order[held:], order[:held]
 
     def run(self, folder: str | Path | None, resume: bool, overwrite: bool) -> FitResult:
-        began = time.monotonic()
         run = self._open(folder, resume, overwrite)
+        try:
+            return self._run(run, resume)
+        finally:
+            if run is not None:
+                run.close()
+
+    def _run(self, run: Run | None, resume: bool) -> FitResult:
         if run is not None and resume and run.path("results.json").exists():
             return self._finished(run)
-        state = latest_state(run) if resume else None
+        resume = resume and has_state(run)
         explained: dict[str, float | None] = {}
         if OBJECTIVES[self.config.objective].closed_form:
             explained = self._calibrate(None)
@@ -137,10 +148,10 @@ class _Fit:
             steps = 0
         else:
             matcher = Matcher(self.teacher, self.config.objective, self.config.match)
-            if state is None:
+            if not resume:
                 explained = self._calibrate(matcher)
-            steps, history, explained = self._loop(matcher, run, state, explained)
-        result = self._report(run, steps, history, explained, began)
+            steps, history, explained = self._loop(matcher, run, resume, explained)
+        result = self._report(run, steps, history, explained)
         self.accelerator.wait_for_everyone()
         return result
 
@@ -163,7 +174,7 @@ class _Fit:
             if overwrite:
                 drop_states(run)
         self.accelerator.wait_for_everyone()
-        return run or Run(folder, facts, resume=True)
+        return run or Run(folder, facts, resume=True, lock=False)
 
     def _batch(self, pixels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: p.to(self.device) for name, p in pixels.items()}
@@ -200,7 +211,7 @@ class _Fit:
         return batches
 
     def _loop(
-        self, matcher: Matcher, run: Run | None, state: Path | None, explained: dict[str, float | None]
+        self, matcher: Matcher, run: Run | None, resume: bool, explained: dict[str, float | None]
     ) -> tuple[int, list[dict[str, float]], dict[str, float | None]]:
         config, accelerator = self.config, self.accelerator
         parameters = [p for p in matcher.parameters() if p.requires_grad]
@@ -213,20 +224,23 @@ class _Fit:
                 self.data, config, bf16=self.bf16, main=self.main, show=self.show, wait=accelerator.wait_for_everyone
             )
             self.cache_bytes = targets.cache_bytes
-        plan, first, history = self._plan(), 0, []
-        if state is not None:
-            accelerator.load_state(str(state))
-            saved = read_json(state / PROGRESS)
+        plan, first, history, window = self._plan(), 0, [], Window(matcher.keys)
+        if run is not None and resume and (saved := load_state(accelerator, run, len(plan))) is not None:
             first, history, explained = saved["step"], saved["history"], saved["explained"]
             self.skipped.update(saved["skipped"])
+            self.before, self.seconds = saved.get("seconds", {}), {}
+            if self.main and "pending" in saved:
+                window.restore(saved["pending"])
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = [batch[rank::world] for batch in plan[first:]]
         loader = DataLoader(self.data, batch_sampler=shares, collate_fn=collate, num_workers=config.workers)
-        began, window = time.monotonic(), Window(matcher.keys)
+        began = time.monotonic()
         for branch in self.tree.branches.values():
             branch.tail.checkpointing = config.checkpointing
+        # Without a folder there is nothing to save, and signals do what they always do.
+        listening = nullcontext(Stop()) if run is None else stopping()
         try:
-            with progress(f"{config.objective} fit", len(plan), self.show) as bar:
+            with listening as stop, progress(f"{config.objective} fit", len(plan), self.show) as bar:
                 bar.skip(first)
                 for step, (pixels, kept, skipped) in enumerate(loader, start=first):
                     self.skipped.update({s.name: s.reason for s in skipped})
@@ -238,13 +252,24 @@ class _Fit:
                     if losses is not None:
                         window.add(losses)
                     last = step + 1 == len(plan)
+                    stopped = run is not None and stop.asked(self.device)
                     save = run is not None and not last and (step + 1) % config.save_every == 0
                     if last or save or (step + 1) % 10 == 0:
                         history.append({"step": step + 1, "lr": rate, **window.mean(accelerator, step + 1)})
                     bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
-                    if run is not None and save:
-                        facts = {"step": step + 1, "history": history, "explained": explained}
-                        save_state(accelerator, run, {**facts, "skipped": gathered(accelerator, self.skipped)})
+                    if run is not None and (save or stopped):
+                        facts = {
+                            "step": step + 1,
+                            "history": history,
+                            "pending": window.pending(accelerator, step + 1),
+                            "explained": explained,
+                            "skipped": gathered(accelerator, self.skipped),
+                            "seconds": self._spent(began),
+                        }
+                        save_state(accelerator, run, facts)
+                    if run is not None and stopped:
+                        stop.saved = f"step {step + 1} of {len(plan)} in {run.folder}" if self.main else None
+                        break
         finally:
             for branch in self.tree.branches.values():
                 branch.tail.checkpointing = False
@@ -282,9 +307,20 @@ class _Fit:
         with self._autocast():
             return self.teacher.taps(pixels[TRUNK_PIXELS]), targets.computed(pixels)
 
-    def _report(
-        self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None], began: float
-    ) -> FitResult:
+    def _spent(self, fit: float | None = None) -> dict[str, float]:
+        """Seconds by phase and in all, with those of the calls before that led to the state gone on from.
+
+        Args:
+            fit: when the loop began, while it runs.
+        """
+        now, seconds = time.monotonic(), dict(self.seconds)
+        if fit is not None:
+            seconds["fit"] = now - fit
+        seconds["total"] = now - self.began
+        phases = [*dict.fromkeys([*self.before, *seconds])]
+        return {phase: self.before.get(phase, 0.0) + seconds.get(phase, 0.0) for phase in phases}
+
+    def _report(self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None]) -> FitResult:
         skipped = gathered(self.accelerator, self.skipped)
         reports: list[StitchReport] = []
         if self.main:
@@ -303,7 +339,6 @@ class _Fit:
             except UnreadableHeldout as error:
                 warnings.warn(f"No report: {error}", stacklevel=2)
             self.seconds["report"] = time.monotonic() - at
-        self.seconds["total"] = time.monotonic() - began
         result = FitResult(
             reports=reports,
             explained=explained,
@@ -311,7 +346,7 @@ class _Fit:
             skipped=dict(sorted(skipped.items())),
             steps=steps,
             pictures=len(self.train),
-            seconds=dict(self.seconds),
+            seconds=self._spent(),
             cache_bytes=self.cache_bytes,
         )
         if run is not None and self.main:

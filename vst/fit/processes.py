@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from vst.fit.config import FitConfig
+from vst.fit.op_builds import clear_stale_locks
 
 
 def accelerator_for(config: FitConfig) -> Any:
@@ -48,6 +49,8 @@ def accelerator_for(config: FitConfig) -> Any:
             raise ValueError(
                 "A DeepSpeed config needs a launcher, also for one process: use torchrun --nproc_per_node 1 ..."
             )
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            clear_stale_locks()
         plugin = DeepSpeedPlugin(hf_ds_config=facts)
     handlers = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or plugin is not None:

@@ -18,9 +18,12 @@ from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import torch
+
+from vst.results.locks import LOCK, hold, let_go
 
 # fmt: off
 PACKAGES = (
@@ -127,7 +130,8 @@ def read_json(path: str | os.PathLike) -> Any:
 class Run:
     """A folder of results: run.json (the config), environment.json, rows/KEY.json and, once finished, results.json.
 
-    A folder that does not exist or is empty becomes a new run, whatever the flags.
+    A folder that does not exist or is empty becomes a new run, whatever the flags. The folder is this process' alone
+    (:mod:`vst.results.locks`) until ``close`` is called or the object is gone.
 
     Args:
         folder: the run's folder.
@@ -135,9 +139,11 @@ class Run:
         resume: go on with the run in the folder; its config must be the same.
         overwrite: delete config, environment, rows and results of the run in the folder first. Other files stay.
         device: as for ``environment``.
+        lock: False in the other processes of a job whose first process holds the folder.
 
     Raises:
         FileExistsError: the folder is not empty and neither flag is given.
+        FolderInUse: another process writes to the folder.
         ValueError: both flags are given, the folder holds something else than a run, or the config differs.
     """
 
@@ -149,6 +155,7 @@ class Run:
         resume: bool = False,
         overwrite: bool = False,
         device: str | torch.device | None = None,
+        lock: bool = True,
     ):
         self.folder = Path(folder)
         self.config: dict[str, Any] = _plain(config, "the config")
@@ -158,8 +165,18 @@ class Run:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file, but a run needs a folder; give another name.")
         now = environment(device)
+        if lock:
+            hold(self.folder)
+        self._held = finalize(self, let_go, self.folder.resolve()) if lock else None
+        try:
+            self._open(now, resume, overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, now: dict[str, Any], resume: bool, overwrite: bool) -> None:
         # The environment is written first and the config last, so a folder with a config is a whole run.
-        if self.folder.exists() and {entry.name for entry in self.folder.iterdir()} - {"environment.json"}:
+        if self.folder.exists() and {entry.name for entry in self.folder.iterdir()} - {"environment.json", LOCK}:
             if not resume and not overwrite:
                 raise FileExistsError(
                     f"{self.folder} is not empty; give resume to go on with the run in it, overwrite to start it "
@@ -177,6 +194,11 @@ class Run:
                 path.unlink()
         write_json(self.path("environment.json"), now)
         write_json(self.path("run.json"), self.config)
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        if self._held is not None:
+            self._held()
 
     def path(self, name: str) -> Path:
         """Path of a file in the run's folder."""

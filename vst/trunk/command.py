@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from vst.demo.assets import exact_source
 from vst.demo.division import demo_pictures
 from vst.fit.precision import usable_device
 from vst.results.folders import Run
+from vst.results.locks import LOCK, held
 from vst.results.tables import table
 from vst.trunk.compare import FOLDERS, TrunkConfig, compare_trunks, named
 from vst.trunk.report import trunk_plot, trunk_rows
@@ -42,7 +44,15 @@ def trunk(
         overwrite: replace the run in out.
     """
     where, sources = usable_device(device), models if isinstance(models, dict) else named(models)
-    if out is not None and not overwrite and Path(out).exists() and any(Path(out).iterdir()):
+    with held(out) if out is not None else nullcontext():
+        _trunk(sources, images, labels, heldout_images, compare, where, out, overwrite)
+
+
+def _trunk(
+    sources: dict[str, str], images: str, labels: bool, heldout_images: str | None, compare: TrunkConfig, where: str,
+    out: str | None, overwrite: bool,
+) -> None:  # fmt: skip
+    if out is not None and not overwrite and any(path.name != LOCK for path in Path(out).iterdir()):
         raise FileExistsError(f"{out} is not empty; give overwrite to replace the comparison in it, or another folder.")
     given: dict[str, Any] = {"images": images, "labels": FOLDERS if labels else None}
     if heldout_images is not None:

@@ -10,6 +10,7 @@ from llava_integration.evaluate.lmms import questions
 from llava_integration.evaluate.lmms.evaluation import evaluate as run
 from llava_integration.evaluate.lmms.suites import SUITES
 from vst.results.folders import Run, read_json, write_json
+from vst.results.locks import LOCK
 
 
 def evaluate(
@@ -70,7 +71,7 @@ def evaluate(
     options |= {"gen_kwargs": gen_kwargs, "include": include}
     folder = Path(out)
     config = {"model": model, "tasks": chosen, **options}
-    fresh = not folder.is_dir() or not any(folder.iterdir())
+    fresh = not folder.is_dir() or not any(path.name != LOCK for path in folder.iterdir())
     flags = {"resume": folder.exists() and not overwrite, "overwrite": overwrite}
     kept = Run(folder, config, **flags, device=None if device == "auto" else device)
     if (folder / "results.json").is_file():
@@ -81,6 +82,7 @@ def evaluate(
     try:
         results = run(model, chosen, data=data, output=folder, **options)
     except BaseException:
+        kept.close()
         if fresh:  # what failed leaves no run, so that the next try may have other options
             for name in ("run.json", "environment.json"):
                 (folder / name).unlink(missing_ok=True)
