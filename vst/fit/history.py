@@ -17,12 +17,15 @@ class Window:
 
     def __init__(self, keys: list[tuple[str, int]]) -> None:
         self.keys, self.sum, self.count = keys, torch.zeros(len(keys)), 0
+        self._bad = torch.zeros((), dtype=torch.int64)  # first step of which a loss was not finite; 0: none
 
-    def add(self, losses: torch.Tensor) -> None:
-        """Add a step's ``[stitches]``."""
+    def add(self, losses: torch.Tensor, step: int) -> None:
+        """Add a step's ``[stitches]``; nothing waits for the device."""
         self.sum, self.count = self.sum.to(losses.device) + losses, self.count + 1
+        bad = self._bad.to(losses.device)
+        self._bad = torch.where((bad == 0) & ~torch.isfinite(losses).all(), step, bad)
 
-    def mean(self, accelerator: Any, step: int) -> dict[str, float]:
+    def mean(self, accelerator: Any) -> dict[str, float]:
         """Over all processes, of all stitches (``mean``) and by ``branch@split``; then begin anew.
 
         Raises:
@@ -35,9 +38,10 @@ class Window:
         means = {f"{n}@{s}": value / max(count, 1) for (n, s), value in zip(self.keys, total, strict=True)}
         bad = [key for key, value in means.items() if not math.isfinite(value)]
         if bad:
+            steps = accelerator.gather(self._bad.to(accelerator.device).reshape(1))
             raise RuntimeError(
-                f"The loss of {', '.join(bad)} is not finite near step {step}: lower lr, or use precision fp32; the "
-                "last saved state is kept."
+                f"The loss of {', '.join(bad)} is not finite at step {int(steps[steps > 0].min())}: lower lr, or use "
+                "precision fp32; the last saved state is kept."
             )
         self.sum, self.count = torch.zeros(len(self.keys)), 0
         return {"mean": sum(means.values()) / len(means), **means}

@@ -43,6 +43,24 @@ def latest_state(run: Run | None) -> Path | None:
     return states[-1] if states else None
 
 
+def check_step(state: Path, step: Any, steps: int) -> None:
+    """See that what a state tells of its step can be.
+
+    Args:
+        state: folder of the state, named after its step.
+        step: that it tells of.
+        steps: of the whole run, after the last of which no state is saved.
+
+    Raises:
+        ValueError: it is another step than the folder's, or none of the run's.
+    """
+    if type(step) is not int or state.name != f"step-{step:08d}" or not 0 < step < steps:
+        raise ValueError(
+            f"{state / PROGRESS} tells of step {step} of {steps}, in the folder {state.name}: the state is damaged; "
+            "delete that folder and resume, or start the run again (--overwrite)."
+        )
+
+
 def drop_states(run: Run) -> None:
     """Delete a run's states: it is finished, or starts again."""
     shutil.rmtree(run.path(_FOLDER), ignore_errors=True)
