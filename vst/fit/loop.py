@@ -144,6 +144,7 @@ class _Fit:
         explained: dict[str, float | None] = {}
         if OBJECTIVES[self.config.objective].closed_form:
             explained = self._calibrate(None)
+            self._check_finite(0)
             history: list[dict[str, float]] = []
             steps = 0
         else:
@@ -162,12 +163,14 @@ class _Fit:
             return None
         # What a resumed run may change without changing its result is left out.
         fit = {k: v for k, v in asdict(self.config).items() if k not in OPERATIONAL}
-        facts = {
+        facts: dict[str, Any] = {
             "fit": {**fit, "precision": "bf16" if self.bf16 else "fp32"},
             "tree": self.tree.config.to_dict(),
             "pictures": {"count": len(self.data), "fingerprint": self.data.fingerprint()},
             "heldout": {"count": len(self.heldout), "fingerprint": self.heldout_data.fingerprint()},
         }
+        if not (resume and _began_without_weights(Path(folder))):
+            facts["weights"] = self.teacher.fingerprint()
         run = None
         if self.main:
             run = Run(folder, facts, resume=resume, overwrite=overwrite)
@@ -250,18 +253,20 @@ class _Fit:
                     rows = [shares[step - first][i] for i in kept]
                     losses = self._step(model, targets, optimizer, self._batch(pixels), rows)
                     if losses is not None:
-                        window.add(losses)
+                        window.add(losses, step + 1)
                     last = step + 1 == len(plan)
                     stopped = run is not None and stop.asked(self.device)
                     save = run is not None and not last and (step + 1) % config.save_every == 0
                     if last or save or (step + 1) % 10 == 0:
-                        history.append({"step": step + 1, "lr": rate, **window.mean(accelerator, step + 1)})
+                        history.append({"step": step + 1, "lr": rate, **window.mean(accelerator)})
+                    if last or save or stopped:
+                        self._check_finite(step + 1)
                     bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
                     if run is not None and (save or stopped):
                         facts = {
                             "step": step + 1,
                             "history": history,
-                            "pending": window.pending(accelerator, step + 1),
+                            "pending": window.pending(accelerator),
                             "explained": explained,
                             "skipped": gathered(accelerator, self.skipped),
                             "seconds": self._spent(began),
@@ -275,6 +280,23 @@ class _Fit:
                 branch.tail.checkpointing = False
         self.seconds["fit"] = time.monotonic() - began
         return len(plan), history, explained
+
+    def _check_finite(self, step: int) -> None:
+        """Before stitches are saved: an update can overflow after the last look at a loss. Alike in all processes.
+
+        Raises:
+            RuntimeError: a stitch holds weights that are not finite.
+        """
+        bad = [
+            f"{name}@{split}"
+            for (name, split), stitch in self.tree.stitches().items()
+            if not all(bool(torch.isfinite(p).all()) for p in stitch.state_dict().values())
+        ]
+        if bad:
+            raise RuntimeError(
+                f"The weights of {', '.join(bad)} are not finite after step {step}: lower lr, or use precision fp32; "
+                "the last saved state is kept."
+            )
 
     def _step(self, model: Any, targets: Targets, optimizer: Any, pixels: Any, rows: list[int]) -> torch.Tensor | None:
         """One optimisation step on this process' share; None where no process had a readable picture."""
@@ -362,6 +384,11 @@ class _Fit:
 
         self.tree.load_state_dict(load_file(run.path("stitches") / STITCHES), strict=False)
         return FitResult.from_dict(read_json(run.path("results.json"))["results"])
+
+
+def _began_without_weights(folder: Path) -> bool:
+    """Whether the run in a folder was begun by a version that noted no weights, and so has none to compare."""
+    return (folder / "run.json").is_file() and "weights" not in read_json(folder / "run.json")
 
 
 def _generator(*numbers: int) -> torch.Generator:

@@ -5,6 +5,7 @@ Per picture the trunk runs once and each target runs once, whatever the number o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -21,6 +22,7 @@ from vst.tree.ridge import ChannelSums
 from vst.tree.stitches import STITCHES, Calibration, Stitch
 
 TRUNK_PIXELS = "trunk"
+_SAMPLE = 64  # values of a tensor
 
 
 def target_pixels(branch: str) -> str:
@@ -69,6 +71,17 @@ class Teacher:
         for head in self.heads.values():
             head.to(device)
         return self
+
+    def fingerprint(self) -> str:
+        """Of the frozen weights, by a few values of every tensor: another checkpoint differs in nearly all of them."""
+        held = {f"tree.{n}": p for n, p in self.tree.state_dict().items() if ".stitches." not in n}
+        held |= {f"{name}.{n}": p for name, head in self.heads.items() for n, p in head.state_dict().items()}
+        sha = hashlib.sha256()
+        for name, value in sorted(held.items()):
+            some = value.detach().flatten()
+            some = some[:: max(1, some.numel() // _SAMPLE)].cpu().contiguous()
+            sha.update(f"{name} {list(value.shape)} {value.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()[:24]
 
     def _cast(self, pixels: Tensor) -> Tensor:
         return pixels.to(next(self.tree.trunk.parameters()).dtype)

@@ -63,7 +63,13 @@ def measure_model(seeded: SeededTask, model: str, head: LinearHead) -> tuple[flo
 
 
 def _predict(seeded: SeededTask, head: LinearHead, patches: Tensor, rows: list[int]) -> Tensor:
-    return head.resized(head(head.pool(patches)), seeded.labels(rows)).argmax(1)
+    scores = head.resized(head(head.pool(patches)), seeded.labels(rows))
+    if not torch.isfinite(scores).all():  # the largest of such numbers is some class, and would be scored
+        raise RuntimeError(
+            f"{seeded.name}: the head's scores on test pictures are not finite; give precision fp32, or look for "
+            "broken weights; finished rows are kept."
+        )
+    return scores.argmax(1)
 
 
 def majority(seeded: SeededTask) -> float:

@@ -71,7 +71,7 @@ class Trainer:
         """Choose a rate, train, keep the best epoch.
 
         Raises:
-            LossNotFinite: with every rate in the trials, or in training.
+            LossNotFinite: at the start, with every rate in the trials, or in training.
         """
         began = time.monotonic()
         rates = self.config.rates
@@ -85,21 +85,28 @@ class Trainer:
             )
         rate = float(min(finite, key=lambda r: finite[r])) if trials else rates[0]
         best, kept = self._validate(), self._weights()
+        if not math.isfinite(best):  # no epoch would be better than it, and the start would be kept without a word
+            raise LossNotFinite(
+                f"{self.title}: the loss is not finite before any step; give precision fp32, or look for broken "
+                "weights; finished rows are kept."
+            )
         history = [{"epoch": 0.0, "validation": best}]
-        best_epoch, epoch = 0, 0
+        best_epoch, epoch, step = 0, 0, 0
         optimizer = self._optimizer(rate)
         with progress(self.title, self.epochs * per_epoch, self.show) as bar:
             for epoch in range(1, self.epochs + 1):
                 total = 0.0
                 for step, rows in enumerate(self._batches(epoch), start=(epoch - 1) * per_epoch):
                     total += self._step(optimizer, rate, step, self.epochs * per_epoch, rows) * len(rows)
+                    if not math.isfinite(total):
+                        break
                     bar.step(f"loss {total / len(self.train):.4f}" if (step + 1) % per_epoch == 0 else "")
                 value = self._validate()
                 history.append({"epoch": float(epoch), "train": total / len(self.train), "validation": value})
                 if not math.isfinite(total) or not math.isfinite(value):
                     raise LossNotFinite(
-                        f"{self.title}: the loss is not finite in epoch {epoch} at rate {rate:g}; give lower rates, or "
-                        "precision fp32; finished rows are kept."
+                        f"{self.title}: the loss is not finite in epoch {epoch}, by step {step + 1}, at rate {rate:g}; "
+                        "give lower rates, or precision fp32; finished rows are kept."
                     )
                 if value < best:
                     best, best_epoch, kept = value, epoch, self._weights()

@@ -63,7 +63,7 @@ class OnDisk(nn.Module):
 
         Raises:
             FileExistsError: the folder holds a tree already and ``overwrite`` is False.
-            ValueError: tensors that are not those of this module.
+            ValueError: tensors that are not those of this module, or not finite.
         """
         own = self.state_dict()
         if state_dict is not None:
@@ -76,6 +76,7 @@ class OnDisk(nn.Module):
 
         Raises:
             FileExistsError: the folder holds a tree already and ``overwrite`` is False.
+            ValueError: tensors that are not finite.
         """
         return self._save(folder, STITCHES, {k: v for k, v in self.state_dict().items() if _is_stitch(k)}, overwrite)
 
@@ -85,6 +86,13 @@ class OnDisk(nn.Module):
             raise FileExistsError(
                 f"{folder} already holds {', '.join(present)}: choose another folder, or pass overwrite=True "
                 "(--overwrite true)."
+            )
+        odd = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+        if odd:
+            raise ValueError(
+                f"The tree holds numbers that are not finite in {len(odd)} tensors ({', '.join(odd[:3])}"
+                f"{', ...' if len(odd) > 3 else ''}), so it is not saved: a training diverged or a cast overflowed; go "
+                "back to what was saved before."
             )
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / file) as path:

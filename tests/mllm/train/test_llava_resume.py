@@ -63,20 +63,24 @@ def test_models_alone_are_saved_where_that_is_asked_for(kit, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
-def test_a_checkpoint_that_lost_a_file_is_refused(kit, stopped, file):
+def test_checkpoints_that_lost_a_file_are_not_gone_on_from(kit, stopped, file):
     folder, options = stopped()
-    (folder / "checkpoints" / "checkpoint-4" / file).unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-4 .*--overwrite"):
+    for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
+        (checkpoint / file).unlink()
+    with pytest.raises(ValueError, match=rf"checkpoint-4 is damaged .*{file}.*checkpoint-2 is damaged"):
         train(kit.model, kit.data, str(folder), FULL, **options, resume=True)
 
 
 @pytest.mark.parametrize("step", [99999, 2])
-def test_a_checkpoint_that_tells_of_another_step_is_refused(kit, stopped, step):
+def test_a_checkpoint_that_tells_of_another_step_is_passed_over(kit, stopped, tmp_path, step):
+    train(kit.model, kit.data, str(tmp_path / "whole"), FULL, **kit.options(steps=6, save=2))
     folder, options = stopped()
     file = folder / "checkpoints" / "checkpoint-4" / "trainer_state.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"global_step": step}))
-    with pytest.raises(ValueError, match=rf"tells of step {step} of 6, .* named after step 4"):
+    with pytest.warns(UserWarning, match=r"checkpoint-4 is damaged .*going on from the one at step 2"):
         train(kit.model, kit.data, str(folder), FULL, **options, resume=True)
+    one, two = (load_file(path / "model.safetensors") for path in (tmp_path / "whole", folder))
+    assert all(torch.equal(one[n], two[n]) for n in one)
 
 
 def fewer(kit):
