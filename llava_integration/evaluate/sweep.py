@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llava_integration.models.assemble import load
 from vst.measure.latency import measure
 from vst.results.folders import Run, read_json
 from vst.results.gain import share_of_gain
+from vst.results.stopping import Stop, stopping
 from vst.results.tables import spread, table
 from vst.tree.config import Split
 
@@ -115,6 +117,7 @@ def sweep(
 class _Sweep:
     def __init__(self, run: Run, rows: Mapping[str, RowConfig], config: Mapping[str, Any]) -> None:
         self.run, self.rows, self.config = run, rows, config
+        self.stop = Stop()
 
     def scores(self, gpus: int) -> None:
         """Every row at every seed, in processes of their own; the first failure ends the sweep once others ended."""
@@ -126,13 +129,20 @@ class _Sweep:
         def one(task: tuple[str, int]) -> None:
             gpu = free.get()
             try:
-                self._score(*task, gpu)
+                if not stop.signal:
+                    self._score(*task, gpu)
+            except RuntimeError:
+                if not stop.signal:  # else that is why the command ended
+                    raise
             finally:
                 free.put(gpu)
 
-        with ThreadPoolExecutor(max(1, gpus)) as pool:
-            for done in [pool.submit(one, task) for task in wanted]:
-                done.result()
+        with stopping() as stop:
+            self.stop = stop
+            with ThreadPoolExecutor(max(1, gpus)) as pool:
+                for done in [pool.submit(one, task) for task in wanted]:
+                    done.result()
+            stop.saved = f"in {self.run.folder} what was finished"
 
     def _score(self, name: str, seed: int, gpu: int | None) -> None:
         row = self.rows[name]
@@ -163,10 +173,17 @@ class _Sweep:
         env = dict(os.environ)
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = str(gpu)
-        done = subprocess.run([sys.executable, "-m", "llava_integration", *words], env=env)
-        if done.returncode:
+        process, told = subprocess.Popen([sys.executable, "-m", "llava_integration", *words], env=env), False
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                ended = process.wait(timeout=0.5)
+                break
+            if self.stop.signal and not told:  # a training saves and ends then
+                told = True
+                process.send_signal(self.stop.signal)
+        if ended:
             raise RuntimeError(
-                f"{title}: python -m llava_integration {' '.join(words)} ended with {done.returncode}; what it printed "
+                f"{title}: python -m llava_integration {' '.join(words)} ended with {ended}; what it printed "
                 "says why. What was finished is kept: mend it and call again with --resume."
             )
 

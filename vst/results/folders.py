@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from vst.results.locks import LOCK, hold, let_go
+from vst.results.room import room_for
 
 # fmt: off
 PACKAGES = (
@@ -85,18 +86,20 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     name keeps the suffix, for writers that go by it.
 
     Raises:
+        NoRoom: the disk is full; what was there before is kept.
         RuntimeError: nothing was written to the temporary path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        yield temporary
-        if not temporary.exists():
-            raise RuntimeError(f"Nothing was written for {path}; write to the path that atomic_path yields.")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with room_for(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if not temporary.exists():
+                raise RuntimeError(f"Nothing was written for {path}; write to the path that atomic_path yields.")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:

@@ -22,7 +22,7 @@ class NoRoom(OSError):
 
 @contextmanager
 def room_for(what: str, advice: str = "make room and call again") -> Iterator[None]:
-    """Turn what libraries raise where a disk is full into one sentence.
+    """Turn what libraries raise where a disk is full into one sentence; of nested blocks the outer one's is told.
 
     Args:
         what: is written, with its place: "the state at step 5 in runs/fit".
@@ -33,8 +33,6 @@ def room_for(what: str, advice: str = "make room and call again") -> Iterator[No
     """
     try:
         yield
-    except NoRoom:
-        raise
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in _FULL
         if full or _WORDS.search(str(error)):
