@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from llava_integration.models.answers import answer_pieces
 
 IMAGE_TOKEN = "<image>"
 IGNORED = -100  # the label that cross entropy leaves out
@@ -56,7 +56,17 @@ VICUNA = """\
 {{- 'ASSISTANT:' -}}
 {%- endif -%}
 """
-TEMPLATES = {"vicuna": VICUNA}
+# The format of Qwen and many others, for language models whose own template cannot write several turns. A turn ends
+# with the tokenizer's own end of sequence, as that is where an answer stops when it is generated.
+CHATML = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + (eos_token or '<|im_end|>') + '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+TEMPLATES = {"chatml": CHATML, "vicuna": VICUNA}
 
 
 class NothingToLearn(ValueError):
@@ -107,7 +117,7 @@ def chat_template(tokenizer: Any, given: str | None = None) -> str:
         FileNotFoundError: there is no such file.
         ValueError: the tokenizer has no template, or ``given`` is neither a name nor a ``.jinja`` file.
     """
-    names = ", ".join(TEMPLATES)
+    names = f"a name ({', '.join(TEMPLATES)})"
     if given is None:
         if not tokenizer.chat_template:
             name = tokenizer.name_or_path or type(tokenizer).__name__
@@ -157,7 +167,9 @@ def encode(
     messages = [_pictures_of_users(message) for message in messages]
     images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if style == "chat":
-        pieces = _chat(messages, tokenizer)
+        if not messages or messages[0]["role"] == "assistant":
+            raise ValueError("The conversation must begin with what the user says, or with a system message before it.")
+        pieces = answer_pieces(messages, tokenizer)
     elif style == "plain":
         pieces = _plain(messages, images)
     else:
@@ -198,44 +210,6 @@ def _plain(messages: Sequence[Mapping[str, str]], images: int) -> list[tuple[str
             f"turns of {roles}; use style 'chat'."
         )
     return [(IMAGE_TOKEN * images, False), (turns[1]["content"] + "\n", True)]
-
-
-def _chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> list[tuple[str, bool]]:
-    """Cut the rendered conversation into pieces, and tell for each whether it is learned."""
-    if not messages or messages[0]["role"] == "assistant":
-        raise ValueError("The conversation must begin with what the user says, or with a system message before it.")
-    whole = _rendered(messages, tokenizer)
-    ends = tuple(tokenizer.get_added_vocab())
-    pieces, done = [], 0
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = _rendered(messages[:place], tokenizer, add_generation_prompt=True)
-        upto = _rendered(messages[: place + 1], tokenizer)
-        if not (whole.startswith(prompt) and whole.startswith(upto) and done <= len(prompt) <= len(upto)):
-            raise ValueError(
-                f"The chat template rewrites earlier turns (the conversation does not begin as its first {place + 1} "
-                "messages do alone), so the answers cannot be told from the rest; give another template."
-            )
-        answer = upto[len(prompt) :]
-        if answer.rstrip().endswith(ends):  # a newline that only parts turns; without such a token it is the end itself
-            answer = answer.rstrip()
-        pieces += [(whole[done : len(prompt)], False), (answer, True)]
-        done = len(prompt) + len(answer)
-    return [*pieces, (whole[done:], False)]
-
-
-def _rendered(messages: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_prompt: bool = False) -> str:
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"The chat template cannot write a conversation of {roles} ({error}); change the conversation or give "
-            "another template."
-        ) from error
 
 
 def _tokens(pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> tuple[list[int], list[bool]]:
