@@ -108,7 +108,7 @@ def _rendered(messages: Sequence[Mapping[str, str]], tokenizer: Any, add_generat
         return tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # a template may join text and nothing
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(
             f"The chat template cannot write a conversation of {roles} ({error}); change the conversation or give "

@@ -12,6 +12,7 @@ from llava_integration.models.answers import answer_pieces
 IMAGE_TOKEN = "<image>"
 IGNORED = -100  # the label that cross entropy leaves out
 STYLES = ("chat", "plain")
+ROLES = ("system", "user", "assistant")
 
 # Its last newline belongs to the block before it: the template that follows still stands at the start of a line, where
 # Jinja treats leading white space as it would without this head.
@@ -115,7 +116,7 @@ def chat_template(tokenizer: Any, given: str | None = None) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the tokenizer has no template, or ``given`` is neither a name nor a ``.jinja`` file.
+        ValueError: the tokenizer has no template, or ``given`` is neither a name nor a ``.jinja`` file in UTF-8.
     """
     names = f"a name ({', '.join(TEMPLATES)})"
     if given is None:
@@ -129,7 +130,10 @@ def chat_template(tokenizer: Any, given: str | None = None) -> str:
         raise ValueError(f"The chat template is {given!r}, but must be {names} or the path of a .jinja file.")
     if not Path(given).is_file():
         raise FileNotFoundError(f"There is no chat template {given}; give {names} or the path of a .jinja file.")
-    return Path(given).read_text(encoding="utf-8")
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The chat template {given} is not in UTF-8 ({error.reason}); save it so.") from error
 
 
 def encode(
@@ -164,6 +168,12 @@ def encode(
             f"The tokenizer is a slow one ({type(tokenizer).__name__}), which does not tell where a token lies in the "
             "text; give one that is saved as tokenizer.json."
         )
+    for place, message in enumerate(messages, 1):
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise ValueError(
+                f"Message {place} has the role {message.get('role')!r} and content of type "
+                f"{type(message.get('content')).__name__}; expected one of {', '.join(ROLES)}, and text."
+            )
     messages = [_pictures_of_users(message) for message in messages]
     images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if style == "chat":

@@ -6,8 +6,9 @@ import re
 import pytest
 from test_llava_chat import chatml_tokenizer, talk, vicuna_tokenizer
 
-from llava_integration.models.chat import CHATML, IGNORED, TEMPLATES, encode, multimodal_template
+from llava_integration.models.chat import CHATML, IGNORED, TEMPLATES, chat_template, encode, multimodal_template
 from llava_integration.train.config import TuneConfig
+from llava_integration.train.data import Collate
 from llava_integration.train.training import train
 
 pytest_plugins = ("training_kit",)
@@ -163,3 +164,36 @@ def test_neither_pad_nor_eos_is_one_sentence(kit, tmp_path):
     rewritten(kit, pad_token=None, eos_token=None)
     with pytest.raises(ValueError, match=r"neither .*pad_token.*eos_token.*set .* and save the tokenizer"):
         train(kit.model, kit.data, str(tmp_path / "run"), TuneConfig(), **kit.options(steps=1))
+
+
+# --- what is given
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "human", "content": "<image> Q"}, *talk("", "A")[1:]], "Message 1 has the role 'human'"),
+        (talk("Q", None), "Message 2 has the role 'assistant' and content of type NoneType"),
+        (talk([{"type": "image"}], "A"), "content of type list; expected one of system, user, assistant, and text"),
+        ([{"role": "user"}, {"role": "assistant", "content": "A"}], "content of type NoneType"),
+        ([{"from": "human", "value": "Q"}], "Message 1 has the role None"),
+    ],
+)
+def test_messages_are_checked(messages, message):
+    for style in ("chat", "plain"):
+        with pytest.raises(ValueError, match=message):
+            encode(messages, chatml_tokenizer(), image_tokens=3, style=style)
+
+
+def test_a_template_in_another_encoding_or_that_cannot_be_rendered(tmp_path):
+    (tmp_path / "a.jinja").write_bytes("{{ 'é' }}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.jinja is not in UTF-8"):
+        chat_template(chatml_tokenizer(), str(tmp_path / "a.jinja"))
+    for odd in ("{{ messages[0].content + none }}", "{{ bad_name.x }}", "{% for %}"):
+        with pytest.raises(ValueError, match="cannot write a conversation of user, assistant"):
+            encode(talk("Q", "A"), chatml_tokenizer(odd), image_tokens=3)
+
+
+def test_batches_want_a_padding_token():
+    with pytest.raises(ValueError, match="no padding token, but batches are padded"):
+        Collate(None, 9, 4, 28)
