@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vst.data.labels import by_folder, check_classes, one_a_picture
+from vst.data.probes import linear_probe
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,14 @@ def test_classes_can_be_learned():
         check_classes(["cat", "dog"], ["Cat", "dog", "Cat"], ["cat", "dog"])
     with pytest.warns(UserWarning, match="1 of 2 held-out pictures .*give more pictures"):
         check_classes([0, 1], [1, 2], [0, 1, 2])
+
+
+def test_a_probe_takes_classes_and_finite_features_alone():
+    features = np.random.default_rng(0).normal(size=(8, 3))
+    with pytest.raises(ValueError, match="picture 3 is None"):
+        linear_probe(features, [0, 1, 0, None, 0, 1, 0, 1], features, [0, 1] * 4)
+    with pytest.raises(ValueError, match=r"picture 0 is 0\.5"):
+        linear_probe(features, [0, 1] * 4, features, [0.5, 1] * 4)
+    with pytest.raises(ValueError, match="test features are not finite"):
+        linear_probe(features, [0, 1] * 4, np.where(features > 1, np.nan, features), [0, 1] * 4)
+    assert linear_probe(features, [0, 1] * 4, features, np.array([0, 1] * 4)).given.shape == (8,)
