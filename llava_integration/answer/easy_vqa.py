@@ -142,8 +142,13 @@ def _asked(root: Path, split: str) -> dict[int, list[tuple[str, str]]]:
             f"{path} does not exist; expected a prepared folder: run llava_integration.answer.easy_vqa.prepare()."
         )
     asked = defaultdict(list)
-    for question, answer, number in read_json(path):
-        asked[number].append((question, answer))
+    for place, row in enumerate(read_json(path), 1):
+        if not isinstance(row, list) or [type(value) for value in row] != [str, str, int] or not row[0].strip():
+            raise ValueError(
+                f"{path} has {row!r} as question {place}; expected a question, its answer and its picture's number: "
+                "run llava_integration.answer.easy_vqa.prepare() again."
+            )
+        asked[row[2]].append((row[0], row[1]))
     return dict(asked)
 
 

@@ -52,10 +52,15 @@ def correct(answers: Sequence[str], questions: Sequence[Question]) -> np.ndarray
         bool ``[questions]``.
 
     Raises:
-        ValueError: there are not as many answers as questions.
+        ValueError: there are not as many answers as questions, or a question expects none.
     """
     if len(answers) != len(questions):
         raise ValueError(f"There are {len(answers)} answers to {len(questions)} questions; give one to each.")
+    if odd := next((q for q in questions if not normalise(q.answer)), None):
+        raise ValueError(
+            f"The answer expected to {odd.question!r} is {odd.answer!r}, so that saying nothing would be right; give "
+            "questions with answers."
+        )
     pairs = zip(answers, questions, strict=True)
     return np.array([normalise(answer) == normalise(q.answer) for answer, q in pairs], dtype=bool)
 

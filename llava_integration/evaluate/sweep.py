@@ -94,8 +94,7 @@ def sweep(
     """
     if not any(row.kind == "one" for row in rows.values()) or sum(row.kind == "full" for row in rows.values()) != 1:
         raise ValueError("A sweep needs at least one row of kind one and exactly one of kind full to measure gains by.")
-    if not seeds:
-        raise ValueError("seeds is empty; give at least one.")
+    _check(rows, seeds, tasks, {"limit": limit, "batch_size": batch_size, "repeats": repeats}, gpus)
     config = {
         "rows": {name: asdict(row) for name, row in rows.items()}, "seeds": seeds, "tasks": tasks, "limit": limit,
         "batch_size": batch_size, "repeats": repeats, "data": data,
@@ -112,6 +111,44 @@ def sweep(
         run.finish(results)  # last: a run with results is complete
     show(read_json(run.path("results.json"))["results"])
     print(f"results: {run.path('results.json')}, plot: {run.path('curve.png')}")
+
+
+def _check(
+    rows: Mapping[str, RowConfig],
+    seeds: Sequence[int],
+    tasks: Sequence[str],
+    counts: Mapping[str, int | None],
+    gpus: int,
+) -> None:
+    """Refuse before any training what would end it, or have two results pass for one."""
+    for name, values in (("seeds", seeds), ("tasks", tasks)):
+        if not values:
+            raise ValueError(f"{name} is empty; give at least one.")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} is {list(values)}, which names one twice; give each once.")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is {count}, but must be at least 1.")
+    if gpus < 0:
+        raise ValueError(f"gpus is {gpus}; expected a number of GPUs, or 0.")
+    taken: dict[str, str] = {}
+    for name, row in rows.items():
+        for words in [[row.model], *row.train]:
+            for word in words:
+                try:
+                    word.format(seed=0)
+                except (LookupError, ValueError) as error:
+                    raise ValueError(
+                        f"The row {name!r} has {word!r}, where only {{seed}} is filled in; write other braces twice."
+                    ) from error
+        if len(seeds) > 1 and row.model.format(seed=0) == row.model.format(seed=1):
+            raise ValueError(
+                f"The row {name!r} has {len(seeds)} seeds and one model, {row.model}, so that its scores would be one "
+                "score many times; put {seed} into the folder's name, or give one seed."
+            )
+        for seed in seeds:
+            if (other := taken.setdefault(_key(name, seed), name)) != name:
+                raise ValueError(f"The rows {other!r} and {name!r} would share a file; name one of them otherwise.")
 
 
 class _Sweep:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from llava_integration.models.answers import answer_pieces
 
 IMAGE_TOKEN = "<image>"
 IGNORED = -100  # the label that cross entropy leaves out
 STYLES = ("chat", "plain")
+ROLES = ("system", "user", "assistant")
 
 # Its last newline belongs to the block before it: the template that follows still stands at the start of a line, where
 # Jinja treats leading white space as it would without this head.
@@ -56,7 +57,17 @@ VICUNA = """\
 {{- 'ASSISTANT:' -}}
 {%- endif -%}
 """
-TEMPLATES = {"vicuna": VICUNA}
+# The format of Qwen and many others, for language models whose own template cannot write several turns. A turn ends
+# with the tokenizer's own end of sequence, as that is where an answer stops when it is generated.
+CHATML = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + (eos_token or '<|im_end|>') + '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+TEMPLATES = {"chatml": CHATML, "vicuna": VICUNA}
 
 
 class NothingToLearn(ValueError):
@@ -105,9 +116,9 @@ def chat_template(tokenizer: Any, given: str | None = None) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the tokenizer has no template, or ``given`` is neither a name nor a ``.jinja`` file.
+        ValueError: the tokenizer has no template, or ``given`` is neither a name nor a ``.jinja`` file in UTF-8.
     """
-    names = ", ".join(TEMPLATES)
+    names = f"a name ({', '.join(TEMPLATES)})"
     if given is None:
         if not tokenizer.chat_template:
             name = tokenizer.name_or_path or type(tokenizer).__name__
@@ -119,7 +130,10 @@ def chat_template(tokenizer: Any, given: str | None = None) -> str:
         raise ValueError(f"The chat template is {given!r}, but must be {names} or the path of a .jinja file.")
     if not Path(given).is_file():
         raise FileNotFoundError(f"There is no chat template {given}; give {names} or the path of a .jinja file.")
-    return Path(given).read_text(encoding="utf-8")
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The chat template {given} is not in UTF-8 ({error.reason}); save it so.") from error
 
 
 def encode(
@@ -154,10 +168,18 @@ def encode(
             f"The tokenizer is a slow one ({type(tokenizer).__name__}), which does not tell where a token lies in the "
             "text; give one that is saved as tokenizer.json."
         )
+    for place, message in enumerate(messages, 1):
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise ValueError(
+                f"Message {place} has the role {message.get('role')!r} and content of type "
+                f"{type(message.get('content')).__name__}; expected one of {', '.join(ROLES)}, and text."
+            )
     messages = [_pictures_of_users(message) for message in messages]
     images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if style == "chat":
-        pieces = _chat(messages, tokenizer)
+        if not messages or messages[0]["role"] == "assistant":
+            raise ValueError("The conversation must begin with what the user says, or with a system message before it.")
+        pieces = answer_pieces(messages, tokenizer)
     elif style == "plain":
         pieces = _plain(messages, images)
     else:
@@ -198,44 +220,6 @@ def _plain(messages: Sequence[Mapping[str, str]], images: int) -> list[tuple[str
             f"turns of {roles}; use style 'chat'."
         )
     return [(IMAGE_TOKEN * images, False), (turns[1]["content"] + "\n", True)]
-
-
-def _chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> list[tuple[str, bool]]:
-    """Cut the rendered conversation into pieces, and tell for each whether it is learned."""
-    if not messages or messages[0]["role"] == "assistant":
-        raise ValueError("The conversation must begin with what the user says, or with a system message before it.")
-    whole = _rendered(messages, tokenizer)
-    ends = tuple(tokenizer.get_added_vocab())
-    pieces, done = [], 0
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = _rendered(messages[:place], tokenizer, add_generation_prompt=True)
-        upto = _rendered(messages[: place + 1], tokenizer)
-        if not (whole.startswith(prompt) and whole.startswith(upto) and done <= len(prompt) <= len(upto)):
-            raise ValueError(
-                f"The chat template rewrites earlier turns (the conversation does not begin as its first {place + 1} "
-                "messages do alone), so the answers cannot be told from the rest; give another template."
-            )
-        answer = upto[len(prompt) :]
-        if answer.rstrip().endswith(ends):  # a newline that only parts turns; without such a token it is the end itself
-            answer = answer.rstrip()
-        pieces += [(whole[done : len(prompt)], False), (answer, True)]
-        done = len(prompt) + len(answer)
-    return [*pieces, (whole[done:], False)]
-
-
-def _rendered(messages: Sequence[Mapping[str, str]], tokenizer: Any, add_generation_prompt: bool = False) -> str:
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"The chat template cannot write a conversation of {roles} ({error}); change the conversation or give "
-            "another template."
-        ) from error
 
 
 def _tokens(pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> tuple[list[int], list[bool]]:

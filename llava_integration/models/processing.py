@@ -136,11 +136,18 @@ def make_processor(
         template: a name or file of a chat template; default: the tokenizer's own.
 
     Raises:
-        ValueError: the language model has no chat template and none is given.
+        ValueError: the language model has no chat template and none is given, or its tokenizer neither a padding token
+            nor an end of sequence.
     """
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            name = tokenizer.name_or_path or type(tokenizer).__name__
+            raise ValueError(
+                f"The tokenizer {name} has neither a padding token nor an end of sequence (pad_token, eos_token), so "
+                "no batch can be padded and no answer ends; set both and save the tokenizer."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     pad_left(tokenizer)
     own = multimodal_template(chat_template(tokenizer, template))

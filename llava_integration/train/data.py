@@ -259,6 +259,10 @@ class Collate:
     image_size: int
     pad_to_multiple_of: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.pad_token_id is None:
+            raise ValueError("The tokenizer has no padding token, but batches are padded; set its pad_token.")
+
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch of what :class:`Conversations` returned.
 

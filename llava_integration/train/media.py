@@ -32,7 +32,7 @@ _KEYS = re.compile(rf"{_NOUN}|media|pixel_?values|(?:video|audio|sound|speech)s?
 # Not what stands in back quotes, has its end tag as HTML has, or is called a tag.
 _TAG = re.compile(
     r"(?<!`)<\|?(?:vila/)?(?P<name>(?:image|img|picture|photo|video|audio|speech|sound|frame)s?"
-    r"(?:[_-]?(?:here|placeholder|pad|token|patch|features?|start|bos|soft_token))?[_-]?\d*|vision_start)\|?>"
+    r"(?:[_-]?(?:here|placeholder|pad|token|patch|features?|start|bos|soft_token))?[_ -]?\d*|vision_start)\|?>"
     r"(?!\s*(?:tags?|elements?)\b)",
     re.IGNORECASE,
 )

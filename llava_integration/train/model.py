@@ -30,7 +30,7 @@ class ModelConfig:
         full: the models of the tree in full, without stitches: the baseline.
         fusion: of the tower's branches; default: as the tree was saved.
         projector: kind and, for one projector a branch, fusion.
-        template: chat template: a name (vicuna) or a .jinja file; default: the language model's own.
+        template: chat template: a name (chatml, vicuna) or a .jinja file; default: the language model's own.
     """
 
     start: str | None = None

@@ -291,7 +291,7 @@ def _estimate(
     zero: dict[str, Any] = {}
     if values.get("deepspeed"):
         facts = values["deepspeed"]
-        facts = facts if isinstance(facts, dict) else read_json(facts)
+        facts = facts if isinstance(facts, dict) else read_json(facts, "mend it (trainer.deepspeed)")
         zero = facts.get("zero_optimization", {})
     with torch.device("meta"):
         projector = build_projector(tree, spec, text.hidden_size)

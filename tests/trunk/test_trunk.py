@@ -129,6 +129,9 @@ def test_bad_input_is_named(pair, pictures, tmp_path):
         compare_trunks(pair, pictures, FEW, heldout_labels=[0, 1, 0])
     with pytest.raises(ValueError, match="1 held-out ones"):
         compare_trunks(pair, pictures, FEW, heldout_images=pictures[:1], show_progress=False)
+    held = {"heldout_images": pictures[:8], "heldout_labels": [2] * 8}
+    with pytest.raises(ValueError, match="8 of 8 held-out pictures are of classes that no training picture has"):
+        compare_trunks(pair, pictures, FEW, labels=[0, 1] * 20, **held, show_progress=False)
     pictures[0].save(tmp_path / "loose.png")
     for i in range(8):
         pictures[0].save(tmp_path / f"{i}.png")

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vst.data.labels import one_a_picture
+
 IGNORED = -1
 """Label of a mask's pixels that count neither in the loss nor in the score."""
 KINDS = ("classification", "segmentation")
@@ -42,7 +44,8 @@ def linear_probe(
         strength: scikit-learn's ``C``, the inverse of the L2 penalty.
 
     Raises:
-        ValueError: features and labels do not pair up, or the training labels hold fewer than two classes.
+        ValueError: features and labels do not pair up, the training labels hold fewer than two classes, a label is no
+            class, or features are not finite.
         ImportError: scikit-learn is missing.
     """
     try:
@@ -54,6 +57,9 @@ def linear_probe(
     for features, labels, what in ((train, train_labels, "training"), (test, test_labels, "test")):
         if len(features) != len(labels) or not len(labels):
             raise ValueError(f"{len(features)} {what} features and {len(labels)} labels were given; expected as many.")
+        one_a_picture(labels, len(labels))
+        if not np.isfinite(features).all():
+            raise ValueError(f"The {what} features are not finite; look at the model that they come from.")
     if len(set(train_labels)) < 2:
         raise ValueError(f"The training labels are all {train_labels[0]!r}; a probe needs at least two classes.")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))

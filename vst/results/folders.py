@@ -117,8 +117,12 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
         temporary.write_bytes((text + "\n").encode("utf-8", errors="backslashreplace"))
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike, advice: str = "restore the file or delete it") -> Any:
     """Read JSON.
+
+    Args:
+        path: of the file.
+        advice: what to do where it is damaged; by default what suits a file that a run wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -127,7 +131,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(Path(path).read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON ({error}); restore the file or delete it.") from error
+        raise ValueError(f"{path} is no valid JSON ({error}); {advice}.") from error
 
 
 class Run:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from vst.data.labels import by_folder, check_classes, one_a_picture
 from vst.data.pictures import ImageSet, collate
 from vst.data.probes import linear_probe
 from vst.fit.heldout import evaluate_stitches
@@ -140,6 +140,9 @@ class _Comparison:
             classes: tuple[list[Any], list[Any]] = ([], [])
             if labels is not None:
                 classes = _labels(data, labels), _labels(held, labels if heldout_images is None else heldout_labels)
+                if not alone:  # once: every trunk sees the same pictures
+                    shown, asked = [classes[0][row] for row in train_rows], [classes[1][row] for row in test_rows]
+                    check_classes(shown, asked, known=classes[0])
             teacher = Teacher(tree).to(self.device)
             self._start(tree, teacher, data, train_rows, trunk)
             reports = evaluate_stitches(
@@ -271,16 +274,11 @@ class _Comparison:
 
 def _labels(data: ImageSet, labels: Any) -> list[Any]:
     """One a picture, in order."""
-    if not isinstance(labels, str):
-        if len(labels) != len(data):
-            raise ValueError(f"{len(data)} pictures and {len(labels)} labels were given; expected one a picture.")
-        return [value.item() if hasattr(value, "item") else value for value in labels]
-    if labels != FOLDERS:
-        raise ValueError(f"labels is {labels!r}; expected {FOLDERS!r}, or one label a picture.")
-    names = [data.name(row) for row in range(len(data))]
-    if loose := [name for name in names if len(Path(name).parts) < 2]:
-        raise ValueError(f"The picture {loose[0]} lies in no class folder; expected CLASS/PICTURE below the folder.")
-    return [Path(name).parts[0] for name in names]
+    if isinstance(labels, str):
+        if labels != FOLDERS:
+            raise ValueError(f"labels is {labels!r}; expected {FOLDERS!r}, or one label a picture.")
+        return by_folder([data.name(row) for row in range(len(data))])
+    return one_a_picture(labels, len(data))
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:

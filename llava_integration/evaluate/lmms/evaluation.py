@@ -68,10 +68,15 @@ def evaluate(
         from lmms_eval.evaluator import simple_evaluate
     except ImportError as error:
         raise ImportError(f'Evaluation needs lmms-eval ({error}): pip install "vfm-stitch-tree[lmms]".') from error
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, but must be at least 1.")
+    for option, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{option} is {value!r}, but must be a whole number of at least 1.")
     if not tasks:
         raise ValueError("No task is named; give at least one.")
+    if isinstance(tasks, str) or not all(isinstance(task, str) for task in tasks):
+        raise ValueError(f"tasks is {tasks!r}, but must be a list of names.")
+    if include is not None and not Path(include).is_dir():
+        raise FileNotFoundError(f"There is no folder of task files {include}; give one, or none (include).")
     index = manager(tasks, include)
     chosen = sorted(index.match_tasks(list(tasks)))
     lm = _model(model, batch_size, options)

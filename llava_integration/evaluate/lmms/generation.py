@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,21 +52,27 @@ class Decoding:
                 "the task, or give --gen_kwargs."
             )
         until = options.get("until") or ()
+        if not isinstance(until, (str, list, tuple)):
+            raise ValueError(f"until is {until!r}; expected a string or a list of strings that end an answer.")
         until = (until,) if isinstance(until, str) else tuple(until)
         if odd := [stop for stop in until if not isinstance(stop, str)]:
             raise ValueError(f"until has {odd[0]!r}; expected strings that end an answer.")
-        longest = options.get("max_new_tokens", max_new_tokens)
-        if longest is None or int(longest) < 1:
-            raise ValueError(f"max_new_tokens is {longest}, but must be at least 1.")
+        longest = _whole("max_new_tokens", options.get("max_new_tokens", max_new_tokens))
         temperature = options.get("temperature")
-        sample = bool(options.get("do_sample", bool(temperature))) and temperature != 0
-        chosen = {"num_beams": int(options.get("num_beams") or 1)}
+        if temperature is not None and not (isinstance(temperature, (int, float)) and 0 <= temperature < math.inf):
+            raise ValueError(f"temperature is {temperature!r}; expected a number of at least 0.")
+        wanted = options.get("do_sample", bool(temperature))
+        if wanted not in (None, True, False):  # 0 and 1 are among them
+            raise ValueError(f"do_sample is {wanted!r}; expected true or false.")
+        sample = bool(wanted) and temperature != 0
+        beams = options.get("num_beams")
+        chosen: dict[str, Any] = {"num_beams": 1 if beams is None else _whole("num_beams", beams)}
         if options.get("repetition_penalty") is not None:
             chosen["repetition_penalty"] = options["repetition_penalty"]
         if sample:
             chosen |= {name: options[name] for name in SAMPLING if options.get(name) is not None}
         config = GenerationConfig(
-            max_new_tokens=int(longest), do_sample=sample, use_cache=True, eos_token_id=eos, pad_token_id=pad, **chosen
+            max_new_tokens=longest, do_sample=sample, use_cache=True, eos_token_id=eos, pad_token_id=pad, **chosen
         )
         return cls(config, tuple(stop for stop in until if stop))
 
@@ -74,6 +81,17 @@ class Decoding:
         for stop in self.until:
             answer = answer.partition(stop)[0]
         return answer.strip()
+
+
+def _whole(name: str, value: Any) -> int:
+    """A count, also as the text or the float that a YAML file may make of it."""
+    try:
+        number = int(value)
+        if number < 1 or number != float(value) or isinstance(value, bool):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1.") from None
+    return number
 
 
 class Until(StoppingCriteria):

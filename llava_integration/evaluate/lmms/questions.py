@@ -72,6 +72,7 @@ def find(task: str) -> Path:
             f"{folder} does not hold the questions of {task}; write them with python -m llava_integration tasks, or "
             "name the folder that holds them in VST_TASKS."
         )
+    _count(folder, task)
     return folder
 
 
@@ -106,7 +107,7 @@ def write(
     for task in tasks:
         target = folder / task
         if (target / _FACTS).is_file():
-            there = read_json(target / _FACTS)["count"]
+            there = _count(target, task)
             if there == count:
                 continue
             if not overwrite:
@@ -129,6 +130,16 @@ def write(
                 if not (target / _FACTS).is_file():  # else another process was faster, with the same questions
                     raise
     return folder
+
+
+def _count(folder: Path, task: str) -> int:
+    """How many questions a folder holds, once it is sure that they are the task's."""
+    facts = read_json(folder / _FACTS)
+    if not isinstance(facts, dict) or facts.get("task") != task or not isinstance(facts.get("count"), int):
+        raise ValueError(
+            f"{folder / _FACTS} does not tell of questions of {task}; give another folder, or move this one away."
+        )
+    return facts["count"]
 
 
 def _save(questions: Sequence[Question], folder: Path) -> None:

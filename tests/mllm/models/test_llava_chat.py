@@ -329,9 +329,9 @@ def test_chat_template_by_name_by_file_or_the_tokenizers_own(tmp_path):
     several = chatml_tokenizer({"default": LLAMA3, "tool_use": QWEN})
     assert chat_template(several) == LLAMA3
     none.name_or_path = "lmsys/vicuna-7b"
-    with pytest.raises(ValueError, match=r"lmsys/vicuna-7b has no chat template; give vicuna or the path of a \.jinja"):
+    with pytest.raises(ValueError, match=r"7b has no chat template; give a name \(chatml, vicuna\) or the path of a"):
         chat_template(none)
-    with pytest.raises(ValueError, match=r"'chatgpt', but must be vicuna or the path of a \.jinja file"):
+    with pytest.raises(ValueError, match=r"'chatgpt', but must be a name \(chatml, vicuna\) or the path"):
         chat_template(own, "chatgpt")
     with pytest.raises(FileNotFoundError, match=r"nothing\.jinja"):
         chat_template(own, str(tmp_path / "nothing.jinja"))
@@ -546,8 +546,8 @@ def test_a_template_that_rewrites_earlier_turns():
     )
     tokenizer = chatml_tokenizer(last)
     assert encode(talk("Q", "A"), tokenizer, image_tokens=2).images == 0
-    with pytest.raises(ValueError, match=r"rewrites earlier turns .* its first 2 messages"):
-        encode(talk("Q", "A", "R", "B"), tokenizer, image_tokens=2)
+    encoded = encode(talk("Q", "A", "R", "B"), tokenizer, image_tokens=2)
+    assert tokenizer.decode([label for label in encoded.labels if label != IGNORED]) == "A<|im_end|><think>B<|im_end|>"
     # what is asked for an answer must not end before the answers that were there already
     backwards = chatml_tokenizer("{% if not add_generation_prompt %}" + SMOLLM2 + "{% endif %}")
     with pytest.raises(ValueError, match="rewrites earlier turns"):

@@ -76,8 +76,9 @@ def test_facts_about_a_picture_or_none_leave_a_record_as_it_is(folder, more):  #
 
 @pytest.mark.parametrize(
     "tag",
-    ["<video>", "<audio>", "<Video>", "<img>", "<image_1>", "<image1>", "<|image|>", "<|image_1|>", "<|image_pad|>",
-     "<ImageHere>", "<image_placeholder>", "<vila/video>", "<|vision_start|>", "<Image>", "<images>", "<speech>"],
+    ["<video>", "<audio>", "<Video>", "<img>", "<image_1>", "<image 1>", "<image1>", "<|image|>", "<|image_1|>",
+     "<|image_pad|>", "<ImageHere>", "<image_placeholder>", "<vila/video>", "<|vision_start|>", "<Image>", "<images>",
+     "<speech>"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["{}\nWhat?", "What is in {}?", "What?\n{}"])
 def test_tags_of_media_are_told(folder, tag, place):  # noqa: F811
