@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from vst.models.vfm import VFM, check_tensors
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.tree.card import model_card
-from vst.tree.config import VSTConfig
+from vst.tree.config import MODEL_TYPE, VSTConfig
 
 Tree = TypeVar("Tree", bound="OnDisk")
 CONFIG, WEIGHTS, STITCHES, CARD = "config.json", "model.safetensors", "stitches.safetensors", "README.md"
@@ -147,13 +148,16 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(path.name for pattern in patterns for path in folder.glob(pattern))
 
 
-def read_config(source: str | Path, revision: str | None = None, *, weights: bool = False) -> tuple[Path, VSTConfig]:
+def read_config(
+    source: str | Path, revision: str | None = None, *, weights: bool = False, inside: bool = False
+) -> tuple[Path, VSTConfig]:
     """Folder and config of a saved tree.
 
     Args:
         source: a folder, or a hub id whose files are fetched first.
         revision: of a hub id.
         weights: whether a hub id's weights are fetched too, not its config alone.
+        inside: take a saved language model as well, for the tree that it sees through.
 
     Raises:
         FileNotFoundError: neither a folder with a config nor a hub id that can be reached.
@@ -167,6 +171,15 @@ def read_config(source: str | Path, revision: str | None = None, *, weights: boo
     values = read_json(folder / CONFIG)
     if not isinstance(values, dict):
         raise ValueError(f"{folder / CONFIG} holds a {type(values).__name__}; expected a tree's config.")
+    tower = values.get("vision_config")
+    if isinstance(tower, dict) and tower.get("model_type") == MODEL_TYPE:
+        if not inside:
+            raise ValueError(
+                f"{folder} holds a language model on a tree, where a tree alone is expected: give the tree's own "
+                "folder, or load the model by transformers or llava_integration.models.assemble.load."
+            )
+        known = {"model_type", *(field.name for field in fields(VSTConfig))}  # the others are transformers' own
+        values = {name: value for name, value in tower.items() if name in known}
     return folder, VSTConfig.from_dict(values)
 
 
