@@ -101,6 +101,20 @@ class OnDisk(nn.Module):
             api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)
         return str(url)
 
+    def load_stitches(self, folder: str | Path) -> None:
+        """Take the stitches that :meth:`save_stitches` wrote of this tree; frozen weights stay as they are.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: a damaged file, or the stitches of another tree.
+        """
+        path = Path(folder) / STITCHES
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: restore it, or make it anew.")
+        own = {k: v.shape for k, v in self.state_dict().items()}
+        wanted = {k: shape for k, shape in own.items() if _is_stitch(k)}
+        self.load_state_dict(_read_tensors(path, wanted, own, None), strict=False)
+
     @classmethod
     def from_pretrained(
         cls: type[Tree],
@@ -146,6 +160,38 @@ def weight_files(folder: Path) -> list[str]:
     """Names of the files of weights in a folder: whole, in shards as transformers writes them, the stitches alone."""
     patterns = (WEIGHTS, f"{WEIGHTS}.index.json", f"model-{5 * '?'}-of-{5 * '?'}.safetensors", STITCHES)
     return sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+
+
+def check_weights(folder: str | Path) -> None:
+    """See that the weights beside a config are there and whole: headers alone are read, which tell how long a file is.
+
+    Raises:
+        FileNotFoundError: no weights, or a part of them is missing.
+        ValueError: a file was cut, or is no safetensors.
+    """
+    folder = Path(folder)
+    files = set(weight_files(folder)) | {path.name for path in folder.glob("*.bin")}
+    index = f"{WEIGHTS}.index.json"
+    if index in files:
+        listed = read_json(folder / index)
+        files |= set((listed.get("weight_map") or {}).values() if isinstance(listed, dict) else ())
+    missing = sorted(name for name in files if not (folder / name).is_file())
+    if missing or not files:
+        lacks = f"{', '.join(missing)} is missing" if missing else f"it has neither {WEIGHTS} nor {STITCHES}"
+        raise FileNotFoundError(f"{folder} is incomplete: {lacks}; restore it, or make it anew.")
+    for name in sorted(files):
+        if name.endswith(".safetensors"):
+            _check_header(folder / name)
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}): it is damaged; restore it, or make it anew."
+        ) from error
 
 
 def read_config(
