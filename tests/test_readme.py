@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import pytest
+import torch
 import yaml
 from pages_kit import FENCE, PAGES, README, ROOT
 
@@ -14,7 +15,7 @@ import vst
 from llava_integration.commands import COMMANDS
 from llava_integration.evaluate.lmms.record import NAME
 from llava_integration.hosts.hooks import hooked
-from llava_integration.models.assemble import assemble
+from llava_integration.models.assemble import assemble, load
 from vst import VSTEncoder, cli
 from vst.fit.objectives import OBJECTIVES, fitting_objectives
 from vst.parsing import parse
@@ -89,6 +90,34 @@ def test_the_language_model(tree_of, lm, pictures, tmp_path, monkeypatch):
         assert answer[: len(alone)].tolist() == alone.tolist()
 
 
+def test_a_language_model_is_cut_to_a_split(tree_of, lm, pictures, tmp_path, monkeypatch, capsys):
+    """It answers as the whole one at that split, from fewer weights; inspect and latency take its folder."""
+    model, processor = assemble(tree_of(splits=(1, 2, 3)), *lm())
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "runs" / "finetune")
+    small = {"pruned([10])": "pruned([2])", "runs/finetune-10": "runs/finetune-2"}
+    run_python("docs/commands.md", small, tmp_path, monkeypatch, pictures)
+    cut, again = load(tmp_path / "runs" / "finetune-2")
+    assert cut.model.vision_tower.tree.splits == [2]
+    content = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
+    text = again.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    batch = again(images=[pictures[0]], text=[text], return_tensors="pt")
+    whole, _ = load(tmp_path / "runs" / "finetune")
+    whole.model.vision_tower.split = 2
+    with torch.inference_mode():
+        torch.testing.assert_close(cut(**batch).logits, whole(**batch).logits, rtol=1e-5, atol=1e-6)
+        whole.model.vision_tower.split = 3
+        assert not torch.allclose(cut(**batch).logits, whole(**batch).logits, atol=1e-4)
+    sizes = [(tmp_path / "runs" / name / "model.safetensors").stat().st_size for name in ("finetune-2", "finetune")]
+    assert sizes[0] < sizes[1]
+    cli.main(["inspect", "runs/finetune"])
+    assert "VST-3 (default)" in capsys.readouterr().out
+    cli.main(["latency", "--path", "runs/finetune-2", "--device", "cpu", "--repeats", "1"])
+    assert "VST-2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds a language model on a tree, where a tree alone is expected"):
+        VSTEncoder.from_pretrained("runs/finetune")
+
+
 def test_the_hook_of_hosts(tmp_path, monkeypatch, pictures):
     builder = tmp_path / "cambrian" / "model" / "multimodal_encoder" / "builder.py"
     builder.parent.mkdir(parents=True)
@@ -117,7 +146,7 @@ def run_python(page, replaced, folder, monkeypatch, pictures):
 
 def test_all_python_is_run():
     shown = {page for page in PAGES if blocks(page, "python")}
-    assert shown == {"README.md", "docs/library.md", "docs/multimodal.md", "docs/hosts.md"}
+    assert shown == {"README.md", "docs/library.md", "docs/multimodal.md", "docs/hosts.md", "docs/commands.md"}
 
 
 @pytest.mark.parametrize(("page", "line"), LINES)

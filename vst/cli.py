@@ -71,14 +71,14 @@ def inspect(path: str, dtype: str = "float16") -> None:
     """Print what a saved tree is: models, grid, tokens, and cost and memory at each split; loads no weights.
 
     Args:
-        path: folder or hub id of a saved tree.
+        path: folder or hub id of a saved tree, or of a language model on one.
         dtype: that memory is told for: float32, float16 or bfloat16.
     """
     from vst.measure.inspect import inspect_tree
     from vst.tree.saving import read_config
 
     kind = _dtype(dtype)
-    inspect_tree(read_config(path)[1], kind)
+    inspect_tree(read_config(path, inside=True)[1], kind)
 
 
 def latency(
@@ -102,7 +102,8 @@ def latency(
             --tree.image_size 336
 
     Args:
-        path: folder or hub id of a saved tree, whose config alone is read; or give tree.
+        path: folder or hub id of a saved tree, or of a language model on one, of which the tree's config alone is read;
+            or give tree.
         tree: a tree to plan; weights are random either way, since time does not depend on them.
         batch_size: pictures a call, one number or several.
         repeats: counted rounds.
@@ -148,7 +149,8 @@ def throughput(
         torchrun --nproc_per_node 2 -m vst throughput --path runs/demo/tree
 
     Args:
-        path: folder or hub id of a saved tree, whose config alone is read; or give tree.
+        path: folder or hub id of a saved tree, or of a language model on one, of which the tree's config alone is read;
+            or give tree.
         tree: a tree to plan; weights are random either way, since time does not depend on them.
         batch_size: pictures a step, of all processes together.
         repeats: counted rounds; in each every way takes one step.
@@ -197,7 +199,7 @@ def _untrained(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
 
     if (path is None) == (tree is None):
         raise ValueError("Give either --path of a saved tree or --tree.trunk, --tree.branches and --tree.splits.")
-    config = read_config(path)[1] if path is not None else tree.plan()  # type: ignore[union-attr]
+    config = read_config(path, inside=True)[1] if path is not None else tree.plan()  # type: ignore[union-attr]
     return VSTEncoder.from_config(config, pretrained=False)
 
 

@@ -40,6 +40,7 @@ from vst.fit.precision import has_bf16, uses_bf16
 from vst.models.checkpoints import describe
 from vst.results.folders import Run, atomic_path, read_json
 from vst.tree.encoder import VSTEncoder
+from vst.tree.saving import check_weights
 
 TRAIN_STYLES, TEST_STYLE = ("noto", "twemoji"), "fluent"
 STAGES = ("pretrain", "finetune")
@@ -98,6 +99,7 @@ class _Job:
         """Fit the stitches, on emoji of the training styles alone."""
         folder = self.run.path("fit")
         if (folder / "tree" / "config.json").is_file():
+            check_weights(folder / "tree")
             return
         trunk, branch = self.encoders.source(self.config.trunk), self.config.branch
         tree = VSTEncoder.from_vfms(

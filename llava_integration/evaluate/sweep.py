@@ -27,6 +27,7 @@ from vst.results.gain import share_of_gain
 from vst.results.stopping import Stop, stopping
 from vst.results.tables import spread, table
 from vst.tree.config import Split
+from vst.tree.saving import check_weights
 
 KINDS = {"one": "single", "full": "full", "vst": "split", "control": "control"}
 """Kind of a row to the kind of a tower in results."""
@@ -159,6 +160,7 @@ class _Sweep:
     def scores(self, gpus: int) -> None:
         """Every row at every seed, in processes of their own; the first failure ends the sweep once others ended."""
         wanted = [(n, s) for n in self.rows for s in self.config["seeds"] if not self.run.has(_key(n, s))]
+        self._say_plan(wanted, gpus)
         free: queue.Queue[int | None] = queue.Queue()
         for gpu in range(gpus) if gpus else [None]:
             free.put(gpu)
@@ -181,14 +183,33 @@ class _Sweep:
                     done.result()
             stop.saved = f"in {self.run.folder} what was finished"
 
+    def _say_plan(self, wanted: Sequence[tuple[str, int]], gpus: int) -> None:
+        """What is to come, before the first of it begins: it may be days of work."""
+        trained = [len(self.rows[n].train) for n, s in wanted if not self._model_file(n, s).is_file()]
+        if gpus > 1:
+            how = f"{gpus} at a time, each one process on one GPU"
+        else:
+            how = "one after another, each on one process; --gpus N runs N side by side"
+        several = "; to train on several processes, do it before by the launch lines of docs/launch.md, and it is taken"
+        print(
+            f"{sum(trained)} trainings (of {sum(map(bool, trained))} models) and {len(wanted)} evaluations to do, {how}"
+            f"{several if sum(trained) else ''}.",
+            flush=True,
+        )
+
+    def _model_file(self, name: str, seed: int) -> Path:
+        """What says that a row's model is there: a training writes it last."""
+        return Path(self.rows[name].model.format(seed=seed)) / "config.json"
+
     def _score(self, name: str, seed: int, gpu: int | None) -> None:
         row = self.rows[name]
-        model = Path(row.model.format(seed=seed))
-        if not (model / "config.json").is_file():
+        model = self._model_file(name, seed).parent
+        if not self._model_file(name, seed).is_file():
             if not row.train:
                 raise FileNotFoundError(f"{model} holds no trained model for {name}; give its folder, or how to train.")
             for words in row.train:
                 self._call(["train", *(w.format(seed=seed) for w in words), "--resume"], f"{name}, seed {seed}", gpu)
+        check_weights(model)
         scores = self.run.path("scores") / _key(name, seed)
         options = {"model": model, "out": scores, "batch_size": self.config["batch_size"], "seed": seed}
         options |= {k: self.config[k] for k in ("limit", "data") if self.config[k] is not None}

@@ -29,6 +29,7 @@ from vst.tree.baseline import FullTower
 from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.projector import ProjectorSpec
+from vst.tree.saving import check_weights
 
 
 def model_config(
@@ -133,10 +134,12 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[PreTrain
     """A saved model and its processor, in evaluation mode.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or a file of its weights is missing.
+        ValueError: a file of its weights was cut.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no saved model (config.json); give the folder of a finished run.")
+    check_weights(folder)
     options = {} if dtype is None else {"dtype": dtype}
     model = AutoModelForImageTextToText.from_pretrained(folder, **options)
     processor = AutoProcessor.from_pretrained(folder)

@@ -30,6 +30,7 @@ from vst.results.folders import Run, read_json
 from vst.results.room import room_for
 from vst.tree.config import Split, VSTConfig, as_split
 from vst.tree.projector import ProjectorSpec
+from vst.tree.saving import check_weights
 
 RANDOM = "random"
 _TITLES = {"none": "stage 1 (projector)", "full": "stage 2", "lora": "stage 2 (LoRA)"}
@@ -105,6 +106,7 @@ def train(
         if overwrite:
             clear(folder)
     if (folder / "results.json").is_file() and not overwrite:
+        check_weights(folder)
         if main:
             print(f"{out} is complete; nothing was done (--overwrite starts it again).")
         return

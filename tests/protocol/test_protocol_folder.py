@@ -199,3 +199,22 @@ def test_a_cache_does_not_outgrow_its_limit(config, tmp_path):
     more = replace(config, cache=str(tmp_path / "c"), cache_limit_gb=(kept + 1000) / 1e9, objectives=["ridge"])
     with pytest.raises(ValueError, match=r"GB more, and .* holds .* raise cache_limit_gb"):
         run_protocol(tmp_path / "more", more, show=False)
+
+
+def test_random_weights_are_asked_for_by_name_and_kept_apart(config, tmp_path, monkeypatch):
+    """No source is asked for weights, each model has its own, and a run with real ones does not go on from them."""
+    config = replace(config, objectives=["ridge"], pretrained=False)
+    models = Models({"a": config.models["b"], "b": config.models["b"]}, 4, torch.device("cpu"), pretrained=False)
+    assert models.digest("a") != models.digest("b")
+    assert models["b"].state_dict().keys() == Models(config.models, 4, torch.device("cpu"))["b"].state_dict().keys()
+    for source in {str(s) for s in config.models.values()}:
+        hidden = shutil.copytree(source.removeprefix("hf:"), tmp_path / Path(source).name)
+        (hidden / "model.safetensors").unlink()
+    bare = {name: f"hf:{tmp_path / Path(source).name}" for name, source in config.models.items()}
+    found = run_protocol(tmp_path / "run", replace(config, models=bare), show=False)["rows"]
+    again = run_protocol(tmp_path / "again", replace(config, models=bare), show=False)["rows"]
+    assert plain(found) == plain(again)
+    assert "random weights" in (tmp_path / "run" / "index.html").read_text()
+    with pytest.raises(ValueError, match="differs in pretrained"):
+        run_protocol(tmp_path / "run", replace(config, pretrained=True, models=bare), show=False)
+    assert "pretrained" not in replace(config, pretrained=True).settings()

@@ -6,6 +6,7 @@ First results come after a few minutes: the closed-form stitches, scored and tim
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
 from vst.tree.fusion import Fusion
+from vst.tree.saving import check_weights
 
 MAP_GRID = 14  # feature maps are shown finer than the stitches were fitted: they map token by token
 SHOWN = 8  # pictures of the page
@@ -57,6 +59,8 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
     if run.path("results.json").exists() and not overwrite:
         results = read_json(run.path("results.json"))["results"]
         print(f"{folder} is complete; showing what is there (--overwrite starts again).")
+        if run.path("tree").exists():  # results may lie alone, as published ones do
+            _warn_of_damage(run.path("tree"))
         _show(results, run)
         return results
     job = _Job(run, config, assets.prepare())
@@ -76,6 +80,13 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
     run.finish(results)  # last: a run with results is complete
     _show(results, run)
     return results
+
+
+def _warn_of_damage(folder: Path) -> None:
+    try:
+        check_weights(folder)
+    except (FileNotFoundError, ValueError) as error:
+        warnings.warn(f"{error} The results are whole; --overwrite runs everything again.", stacklevel=3)
 
 
 def _show(results: dict[str, Any], run: Run) -> None:

@@ -378,11 +378,7 @@ class _Fit:
 
     def _finished(self, run: Run) -> FitResult:
         """A run that had finished: its stitches and results, read back."""
-        from safetensors.torch import load_file
-
-        from vst.tree.saving import STITCHES
-
-        self.tree.load_state_dict(load_file(run.path("stitches") / STITCHES), strict=False)
+        self.tree.load_stitches(run.path("stitches"))
         return FitResult.from_dict(read_json(run.path("results.json"))["results"])
 
 

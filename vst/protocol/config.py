@@ -108,6 +108,8 @@ class ProtocolConfig:
         precision: auto (bf16 autocast on a GPU that has it, else fp32), fp32 or bf16.
         cache: folder of features, shared between runs; None for one inside the run folder.
         cache_limit_gb: refuse to let that folder grow beyond it.
+        pretrained: false gives every model random weights, to see that a grid runs before weights are fetched; its
+            numbers mean nothing, and it needs a run folder of its own.
         tolerated_drop: of score, below which a stitched model counts as reliable; see :mod:`vst.protocol.findings`.
     """
 
@@ -127,6 +129,7 @@ class ProtocolConfig:
     precision: str = "auto"
     cache: str | None = None
     cache_limit_gb: float = 50.0
+    pretrained: bool = True
     tolerated_drop: float = 0.02
 
     def __post_init__(self) -> None:
@@ -175,4 +178,5 @@ class ProtocolConfig:
             "precision": self.precision,
             "cka_pictures": self.cka_pictures,
             "train": vars(self.train),
+            **({} if self.pretrained else {"pretrained": False}),  # as runs before this option described themselves
         }

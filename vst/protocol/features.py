@@ -9,6 +9,7 @@ pictures that the same rows would have pushed with nothing kept.
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,23 @@ class Models:
 
     Args:
         sources: by name. grid: patches a side. device: where they live.
+        pretrained: false gives random weights, each name its own; no source is asked for weights.
     """
 
-    def __init__(self, sources: Mapping[str, str], grid: int, device: torch.device) -> None:
+    def __init__(self, sources: Mapping[str, str], grid: int, device: torch.device, *, pretrained: bool = True) -> None:
         from vst.demo.assets import exact_source
 
         self.sources = {name: exact_source(source) for name, source in sources.items()}
         self.specs: dict[str, VFMSpec] = {name: describe(source) for name, source in self.sources.items()}
-        self.grid, self.device = grid, device
+        self.grid, self.device, self.pretrained = grid, device, pretrained
         self._loaded: dict[str, VFM] = {}
         self._digests: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> VFM:
         if name not in self._loaded:
-            model = load_vfm(self.sources[name], grid=self.grid).requires_grad_(False)
+            source = self.sources[name] if self.pretrained else self.specs[name]
+            seed = zlib.crc32(name.encode())
+            model = load_vfm(source, grid=self.grid, pretrained=self.pretrained, seed=seed).requires_grad_(False)
             self._loaded[name] = model.to(self.device)
         return self._loaded[name]
 

@@ -50,7 +50,7 @@ def run_protocol(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = replace(config, precision="bf16" if uses_bf16(config.precision, device) else "fp32")
-    models = Models(config.models, config.grid, device)
+    models = Models(config.models, config.grid, device, pretrained=config.pretrained)
     todo = cells(config, models.specs)
     tasks = {name: make_task(name, task) for name, task in config.tasks.items()}
     folder = Path(folder)

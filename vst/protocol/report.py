@@ -81,8 +81,10 @@ def _page(
     pictures: Sequence[Path],
 ) -> str:
     """One self-contained page."""
+    random = "" if config.pretrained else " (random weights)"
     models = "; ".join(
-        f"{n}: {config.models[n]}, {s.depth} blocks of width {s.width}, patch {s.patch}" for n, s in specs.items()
+        f"{n}: {config.models[n]}{random}, {s.depth} blocks of width {s.width}, patch {s.patch}"
+        for n, s in specs.items()
     )
     said = "".join(f"<li><b>{html.escape(v.verdict)}</b>: {html.escape(v.sentence)}</li>" for v in verdicts)
     seen = "".join(

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from vst.models.fields import dtype_of, shown
 from vst.models.vfm import VFM, check_tensors
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.tree.card import model_card
-from vst.tree.config import VSTConfig
+from vst.tree.config import MODEL_TYPE, VSTConfig
 from vst.tree.seal import check_config, check_sums, write_sealed
 
 Tree = TypeVar("Tree", bound="OnDisk")
@@ -116,6 +117,20 @@ class OnDisk(nn.Module):
             api.upload_folder(repo_id=repo_id, folder_path=str(folder), **options)
         return str(url)
 
+    def load_stitches(self, folder: str | Path) -> None:
+        """Take the stitches that :meth:`save_stitches` wrote of this tree; frozen weights stay as they are.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: a damaged file, or the stitches of another tree.
+        """
+        path = Path(folder) / STITCHES
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: restore it, or make it anew.")
+        own = {k: v.shape for k, v in self.state_dict().items()}
+        wanted = {k: shape for k, shape in own.items() if _is_stitch(k)}
+        self.load_state_dict(_read_tensors(path, wanted, own, None), strict=False)
+
     @classmethod
     def from_pretrained(
         cls: type[Tree],
@@ -175,13 +190,48 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(path.name for pattern in patterns for path in folder.glob(pattern))
 
 
-def read_config(source: str | Path, revision: str | None = None, *, weights: bool = False) -> tuple[Path, VSTConfig]:
+def check_weights(folder: str | Path) -> None:
+    """See that the weights beside a config are there and whole: headers alone are read, which tell how long a file is.
+
+    Raises:
+        FileNotFoundError: no weights, or a part of them is missing.
+        ValueError: a file was cut, or is no safetensors.
+    """
+    folder = Path(folder)
+    files = set(weight_files(folder)) | {path.name for path in folder.glob("*.bin")}
+    index = f"{WEIGHTS}.index.json"
+    if index in files:
+        listed = read_json(folder / index)
+        files |= set((listed.get("weight_map") or {}).values() if isinstance(listed, dict) else ())
+    missing = sorted(name for name in files if not (folder / name).is_file())
+    if missing or not files:
+        lacks = f"{', '.join(missing)} is missing" if missing else f"it has neither {WEIGHTS} nor {STITCHES}"
+        raise FileNotFoundError(f"{folder} is incomplete: {lacks}; restore it, or make it anew.")
+    for name in sorted(files):
+        if name.endswith(".safetensors"):
+            _check_header(folder / name)
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors ({error}): it is damaged; restore it, or make it anew."
+        ) from error
+
+
+def read_config(
+    source: str | Path, revision: str | None = None, *, weights: bool = False, inside: bool = False
+) -> tuple[Path, VSTConfig]:
     """Folder and config of a saved tree.
 
     Args:
         source: a folder, or a hub id whose files are fetched first.
         revision: of a hub id.
         weights: whether a hub id's weights are fetched too, not its config alone.
+        inside: take a saved language model as well, for the tree that it sees through.
 
     Raises:
         FileNotFoundError: neither a folder with a config nor a hub id that can be reached.
@@ -204,13 +254,24 @@ def read_config(source: str | Path, revision: str | None = None, *, weights: boo
         raise ValueError(f"{folder / CONFIG} is nested too deeply for a tree's config: fetch it again.") from None
     if not isinstance(values, dict):
         raise ValueError(f"{folder / CONFIG} holds a {type(values).__name__}; expected a tree's config.")
+    tower, alone = values.get("vision_config"), True
+    if isinstance(tower, dict) and tower.get("model_type") == MODEL_TYPE:
+        if not inside:
+            raise ValueError(
+                f"{folder} holds a language model on a tree, where a tree alone is expected: give the tree's own "
+                "folder, or load the model by transformers or llava_integration.models.assemble.load."
+            )
+        alone = False  # the folder's weights are those of the whole language model
+        known = {"model_type", *(field.name for field in fields(VSTConfig))}  # the others are transformers' own
+        values = {name: value for name, value in tower.items() if name in known}
     config = VSTConfig.from_dict(values)
-    if held := next((folder / name for name in (WEIGHTS, STITCHES) if (folder / name).is_file()), None):
-        _check_header(held, config)
+    held = next((folder / name for name in (WEIGHTS, STITCHES) if (folder / name).is_file()), None)
+    if alone and held:
+        _check_bounds(held, config)
     return folder, config
 
 
-def _check_header(path: Path, config: VSTConfig) -> None:
+def _check_bounds(path: Path, config: VSTConfig) -> None:
     """Refuse a config that asks for more than its file of weights holds, before anything of that size is built."""
     with _opened(path) as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("lmms_eval")
 from llava_integration.commands import COMMANDS
 from llava_integration.evaluate.first_token import first_token
 from llava_integration.evaluate.plot import accuracy_latency_plot
-from llava_integration.evaluate.sweep import RowConfig, sweep
+from llava_integration.evaluate.sweep import RowConfig, _Sweep, sweep
 from llava_integration.models.assemble import load
 from vst import cli
 from vst.parsing import parse, run
@@ -117,6 +118,28 @@ def test_the_script_knows_a_sweep_by_its_rows(tmp_path):
 
     assert "share of the two-model gain" in help_of("--config", str(ROOT / "configs" / "llava" / "sweep.yaml"))
     assert "share of the two-model gain" not in help_of()
+
+
+@pytest.mark.parametrize(("gpus", "how"), [(0, "one after another, each on one process"), (2, "2 at a time")])
+def test_a_sweep_says_what_is_to_come_and_how(tmp_path, monkeypatch, capsys, gpus, how):
+    """The paper's sweep: six towers, two stages, three seeds; a model that is there is not counted."""
+    monkeypatch.chdir(ROOT)
+    words = ["sweep", "--config", "configs/llava/sweep.yaml", "--out", str(tmp_path / "run"), "--gpus", str(gpus)]
+    values = parse(COMMANDS, words)["sweep"]
+    rows = {name: replace(row, model=str(tmp_path / Path(row.model).name)) for name, row in values["rows"].items()}
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Sweep, "_call", stop)
+    for left, models in ((36, 18), (34, 17)):
+        with pytest.raises(KeyboardInterrupt):
+            sweep(str(tmp_path / "run"), rows, values["seeds"], gpus=gpus, overwrite=left < 36)
+        said = capsys.readouterr().out
+        assert f"{left} trainings (of {models} models) and 18 evaluations to do, {how}" in said
+        assert "several processes" in said
+        (tmp_path / "clip-2").mkdir(exist_ok=True)
+        (tmp_path / "clip-2" / "config.json").write_text("{}")
 
 
 def test_rows_are_checked():
