@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vst.data.images import open_image, to_rgb
+from vst.data.images import open_image, upright_size
 from vst.data.pictures import picture_names
 from vst.protocol.tasks import TwoParts, register
 
@@ -81,7 +81,7 @@ class Pairs(TwoParts):
         return _reduced(open_image(self._masks[row])) if self.reduce_zero else open_image(self._masks[row])
 
     def size(self, row: int) -> tuple[int, int]:
-        return to_rgb(open_image(self.pictures[row])).size  # upright, as the picture is read
+        return upright_size(self.pictures[row])
 
 
 @register
@@ -148,7 +148,7 @@ class HuggingFace(TwoParts):
         return _reduced(image) if self.reduce_zero else image
 
     def size(self, row: int) -> tuple[int, int]:
-        return to_rgb(self.pictures[row]["image"]).size
+        return upright_size(self.pictures[row]["image"])
 
 
 def _folder(path: str) -> Path:
