@@ -16,6 +16,7 @@ from vst import fit_stitches
 from vst.data import images, large
 from vst.data.images import ImageTransform, UnreadableImage, open_image, to_rgb, upright_size
 from vst.data.pictures import ImageSet, Skipped, picture_names
+from vst.protocol.sources import _pairs
 
 SMALL = ImageTransform(8, (0.5,) * 3, (0.5,) * 3)
 
@@ -255,6 +256,22 @@ def test_a_picture_that_is_one_real_file_counts_once(tmp_path):
     (tmp_path / "in/d.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "in/sub").symlink_to(tmp_path / "in")
     assert picture_names(tmp_path / "in") == ["b.png", "d.png", "z.png"]
+
+
+def test_one_mask_may_serve_several_pictures(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        photo(seed=i).save(tmp_path / f"images/{i}.png")
+    (tmp_path / "images/again.png").symlink_to("1.png")
+    Image.new("L", (60, 40)).save(tmp_path / "masks/0.png")
+    for name in ("1", "2", "again"):
+        (tmp_path / f"masks/{name}.png").symlink_to("0.png")
+    pairs = _pairs(str(tmp_path / "images"), str(tmp_path / "masks"))
+    assert [(p.stem, m.stem) for p, m in pairs] == [("0", "0"), ("1", "1"), ("2", "2")]
+    (tmp_path / "masks/more.png").symlink_to("0.png")
+    with pytest.raises(ValueError, match=r"1 files of .* have no partner \(more\)"):
+        _pairs(str(tmp_path / "images"), str(tmp_path / "masks"))
 
 
 def test_a_real_folder_wins_over_a_link_to_it(tmp_path):

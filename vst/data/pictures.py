@@ -288,11 +288,15 @@ class _Items:
             yield image.tobytes()
 
 
-def picture_names(folder: Path) -> list[str]:
+def picture_names(folder: Path, *, repeated: bool = False) -> list[str]:
     """Pictures below a folder, by relative path, sorted; hidden files and folders are left out.
 
     Links are followed, and every real folder and every real file counts once: under its own path where that lies below
     the folder, else under the link that is reached by the fewest links, first by name.
+
+    Args:
+        folder: where to look.
+        repeated: list the links to a file beside it; folders count once all the same.
     """
     names: dict[str, str] = {}  # by the real path
     seen: set[str] = set()
@@ -318,7 +322,8 @@ def picture_names(folder: Path) -> list[str]:
                         names[os.path.join(real, name)] = path.relative_to(folder).as_posix()
         waiting = sorted(further)
     for path in sorted(linked):
-        names.setdefault(os.path.realpath(path), path.relative_to(folder).as_posix())
+        real = str(path) if repeated else os.path.realpath(path)
+        names.setdefault(real, path.relative_to(folder).as_posix())
     return sorted(names.values())
 
 
