@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from llava_integration.models.chat import IGNORED, IMAGE_TOKEN, STYLES, Encoded, NothingToLearn, encode
 from llava_integration.train.media import KEY, inside, is_url, unread, unread_key, unread_tag
 from llava_integration.train.records import read_records
-from vst.data.images import ImageTransform, UnreadableImage
+from vst.data.images import PICTURE_MB, ImageTransform, UnreadableImage
 from vst.data.pictures import ImageSet, Skipped
 
 CHARACTERS, TURN = 4, 5  # of a token of English, about; tokens of a chat template around a turn
@@ -39,6 +39,8 @@ class DataConfig:
         max_length: tokens of a conversation, those of its pictures included; what is longer is cut off at the end.
         system: system message of conversations that bring none; None leaves it to the chat template.
         limit: use only the first so many conversations; None for all.
+        picture_mb: pictures that take more MiB than this to decode are passed over with their conversations; each
+            worker may hold one such picture.
     """
 
     files: list[str]
@@ -47,13 +49,14 @@ class DataConfig:
     max_length: int = 2048
     system: str | None = None
     limit: int | None = None
+    picture_mb: int = PICTURE_MB
 
     def __post_init__(self) -> None:
         if not self.files or isinstance(self.files, str):
             raise ValueError(f"files is {self.files!r}, but must be a list of at least one JSON or JSONL file.")
         if self.style not in STYLES:
             raise ValueError(f"style is {self.style!r}; expected one of {', '.join(STYLES)}.")
-        for name in ("max_length", "limit"):
+        for name in ("max_length", "limit", "picture_mb"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1.")
         if self.system is not None and self.style == "plain":
@@ -228,7 +231,8 @@ class Conversations(Dataset):
     def _pixels(self, names: Sequence[str]) -> Tensor:
         if not names:
             return torch.zeros(0, 3, self.transform.size, self.transform.size)
-        pictures = ImageSet([os.path.join(self.config.images or "", name) for name in names], {"": self.transform})
+        paths = [os.path.join(self.config.images or "", name) for name in names]
+        pictures = ImageSet(paths, {"": self.transform}, picture_mb=self.config.picture_mb)
         out = []
         for name, picture in zip(names, (pictures[i] for i in range(len(names))), strict=True):
             if isinstance(picture, Skipped):

@@ -24,6 +24,7 @@ from llava_integration.train.data import Collate, Conversations, DataConfig
 from llava_integration.train.export import clear, export
 from llava_integration.train.model import ModelConfig
 from llava_integration.train.start import ridge_start
+from vst.data.images import PICTURE_MB
 from vst.fit.allocator import keep_freed_memory
 from vst.fit.op_builds import clear_stale_locks
 from vst.results.folders import Run, read_json
@@ -94,8 +95,10 @@ def train(
     if dry_run:
         _estimate(tree, text, spec, full, tune, data, values)
         return
+    # Folders of runs from before there was a choice of picture_mb go on.
+    chosen = {k: v for k, v in asdict(data).items() if (k, v) != ("picture_mb", PICTURE_MB)}
     config = {
-        "model": asdict(model), "data": asdict(data), "tune": asdict(tune), "split": split, "batch_size": batch_size,
+        "model": asdict(model), "data": chosen, "tune": asdict(tune), "split": split, "batch_size": batch_size,
         "processes": processes(), "trainer": dict(trainer or {}),
     }  # fmt: skip
     folder = Path(out)

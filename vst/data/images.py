@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from vst.data import large
 
 CUTS = ("crop", "squash", "pad")
 INTERPOLATIONS = {
@@ -22,11 +25,24 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
+PICTURE_MB = 768  # MiB that one decoded picture may take: any of MAX_PIXELS, but for formats that decode with copies
 # Pillow knows the suffix only where it was built with the decoder.
 AVIF = (".avif",) if ".avif" in Image.registered_extensions() else ()
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", *AVIF)
 # Only these decoders may look at a file: Pillow would otherwise hand a disguised EPS to an outside program.
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"] + ["AVIF"] * len(AVIF)
+
+# By EXIF's orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 Colour = tuple[int, int, int]
 
@@ -43,8 +59,10 @@ def to_rgb(image: Image.Image, background: Colour = (255, 255, 255)) -> Image.Im
     """Turn a picture of any mode upright and into RGB.
 
     The EXIF orientation is applied. Transparency (RGBA, LA, palette or colour key) is composited over ``background``.
-    16-bit grey (also as Pillow's mode ``I``) is scaled from 0..65535 to 0..255. Of an animation the current frame is
-    taken, which is the first one in a picture that was just opened.
+    16-bit grey is scaled from 0..65535 to 0..255. Whole numbers of 32 bits (Pillow's mode ``I``) are taken as 0..255
+    where none is larger, else as 0..65535; numbers with a point (mode ``F``) as 0..1 where none is larger, else as
+    0..255. Of an animation the current frame is taken, which is the first one in a picture that was just opened.
+    A picture of four times :data:`vst.data.large.ENOUGH` pixels or more is shrunk by a whole factor on the way.
 
     Args:
         image: picture of any mode.
@@ -54,14 +72,29 @@ def to_rgb(image: Image.Image, background: Colour = (255, 255, 255)) -> Image.Im
         A picture of mode RGB.
 
     Raises:
-        OSError, ValueError: the picture's data cannot be decoded or its mode not be converted.
+        OSError, ValueError: the picture's data cannot be decoded, its mode not be converted, or its numbers lie in no
+            range that is known.
     """
     image.load()  # before the orientation is asked for: what fails in there is then the EXIF block, not the pixels
+    turn = _turn(image)
+    bits = _to_8_bits(image)
+    image = large.in_bands(image, lambda band: _flattened(band, bits, background))
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings a picture upright, by its EXIF block."""
     with suppress(Exception):  # Pillow raises many types here; a damaged EXIF block takes nothing from the pixels
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        return _TURNS.get(image.getexif().get(0x0112, 1))
+    return None
+
+
+def _flattened(image: Image.Image, bits: Callable[[np.ndarray], np.ndarray] | None, background: Colour) -> Image.Image:
+    """A picture, or a band of one, in RGB over a background."""
+    if bits is not None:
+        image = Image.fromarray(bits(np.asarray(image)).astype(np.uint8))
+    if image.mode == "La":  # has no way to RGB of its own
+        image = image.convert("LA")
     colour_key = image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
     if colour_key or image.mode in ("RGBA", "RGBa", "LA", "PA"):
         canvas = Image.new("RGBA", image.size, (*background, 255))
@@ -69,13 +102,71 @@ def to_rgb(image: Image.Image, background: Colour = (255, 255, 255)) -> Image.Im
     return image.convert("RGB")
 
 
-def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def _to_8_bits(image: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How the numbers of a picture become 0..255; None where they are.
+
+    Raises:
+        ValueError: the numbers lie in no range that is known.
+    """
+    if image.mode.startswith("I;"):
+        return lambda grey: (grey.astype(np.int64) + 128) // 257
+    if image.mode not in ("I", "F"):
+        return None
+    numbers = np.asarray(image)
+    low, high = float(numbers.min()), float(numbers.max())  # NaN where one is
+    most = 65535 if image.mode == "I" else 255
+    if not 0 <= low <= high <= most:
+        kind, expected = ("whole numbers", "0..255 or 0..65535") if image.mode == "I" else ("numbers", "0..1 or 0..255")
+        raise ValueError(f"{kind} from {low:g} to {high:g}; expected {expected}")
+    if image.mode == "I":
+        return (lambda grey: grey) if high <= 255 else lambda grey: (grey.astype(np.int64) + 128) // 257
+    return lambda grey: np.rint(grey * 255 if high <= 1 else grey)
+
+
+def picture_of(given: Any) -> Image.Image:
+    """A picture from what people have at hand: a PIL picture, a path, or a uint8 array ``[height, width, 3]``.
+
+    Raises:
+        UnreadableImage: the path leads to no picture.
+        ValueError: anything else.
+    """
+    if isinstance(given, Image.Image):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        return open_image(given)
+    array = isinstance(given, np.ndarray)
+    if array and given.dtype == np.uint8 and given.ndim == 3 and given.shape[2] == 3 and given.size:
+        return Image.fromarray(np.ascontiguousarray(given))
+    what = f"{type(given).__name__}" + (f" of shape {list(given.shape)} and type {given.dtype}" if array else "")
+    raise ValueError(
+        f"A picture was given as a {what}; expected a PIL picture, a path, a uint8 array [height, width, 3], or a list "
+        "of these: turn it into one (PIL.Image.open reads a file, and io.BytesIO makes bytes one)."
+    )
+
+
+def upright_size(image: Image.Image | str | os.PathLike) -> tuple[int, int]:
+    """Width and height of a picture once it is upright, from its header alone.
+
+    Raises:
+        OSError: a path that leads to no picture.
+    """
+    if not isinstance(image, Image.Image):
+        with Image.open(image, formats=FORMATS) as opened:
+            return upright_size(opened)
+    width, height = image.size
+    return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
+
+
+def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, picture_mb: float = PICTURE_MB) -> Image.Image:
     """Open and decode one file, in whatever mode it has (``to_rgb`` makes it RGB).
+
+    A JPEG of four times :data:`vst.data.large.ENOUGH` pixels or more is decoded at half its size or less.
 
     Args:
         path: a file.
         max_pixels: largest width x height, checked from the header before anything is decoded. Pillow's own limit
             (``PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
+        picture_mb: MiB that the picture may take while it is decoded, checked at the same place.
 
     Returns:
         The picture, decoded, with no file left open.
@@ -90,7 +181,7 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
             raise UnreadableImage("is a folder" if path.is_dir() else "is no file" if path.exists() else "is missing")
         if path.stat().st_size == 0:
             raise UnreadableImage("is empty (0 bytes)")
-        return decode_file(path, max_pixels)
+        return decode_file(path, max_pixels, picture_mb)
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from error.__cause__
     except OSError as error:
@@ -166,8 +257,22 @@ class ImageTransform:
         red, green, blue = (int(value * 255) for value in self.mean)
         return red, green, blue
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Turn a picture of any mode into a float32 tensor [3, size, size], normalised."""
+    def __call__(self, image: Any) -> Tensor:
+        """Turn a picture of any mode into a float32 tensor [3, size, size], normalised.
+
+        Args:
+            image: a PIL picture, a path, a uint8 array [height, width, 3]; or a list of these, which gives a batch
+                [pictures, 3, size, size].
+
+        Raises:
+            UnreadableImage: a path that leads to no picture.
+            ValueError: anything else, or a picture that cannot be made RGB.
+        """
+        if isinstance(image, (list, tuple)):
+            if not image:
+                raise ValueError("An empty list of pictures was given; expected at least one.")
+            return torch.stack([self(one) for one in image])
+        image = picture_of(image)
         return self.resize_only(cut(to_rgb(image), self.cut, self.background))
 
     def resize_only(self, cut_image: Image.Image) -> Tensor:
@@ -189,7 +294,7 @@ def _check_cut(how: str) -> None:
         raise ValueError(f"The cut is {how!r}, but must be one of {', '.join(CUTS)}.")
 
 
-def decode_file(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
+def decode_file(file: Path | io.BytesIO, max_pixels: int, picture_mb: float = PICTURE_MB) -> Image.Image:
     """Open and decode a file or the bytes of one.
 
     Raises:
@@ -197,7 +302,7 @@ def decode_file(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            return decode_opened(image, max_pixels)
+            return decode_opened(image, max_pixels, picture_mb)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -211,7 +316,7 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__  # strerror leaves out the path
 
 
-def decode_opened(image: Image.Image, max_pixels: int) -> Image.Image:
+def decode_opened(image: Image.Image, max_pixels: int, picture_mb: float = PICTURE_MB) -> Image.Image:
     """Decode a picture that Pillow has opened, after a look at its size.
 
     Raises:
@@ -221,7 +326,15 @@ def decode_opened(image: Image.Image, max_pixels: int) -> Image.Image:
     if not 0 < width * height <= max_pixels:
         raise UnreadableImage(f"has {width} x {height} pixels, where 1 to {max_pixels:,} are allowed")
     try:
+        large.draft(image)
+        if (needed := large.megabytes(image)) > picture_mb:
+            raise UnreadableImage(
+                f"has {width} x {height} pixels and takes {needed:,.0f} MB to decode, where picture_mb allows "
+                f"{picture_mb:g}"
+            )
         image.load()
+    except UnreadableImage:
+        raise
     except Exception as error:  # as above, for damaged data
         raise UnreadableImage(f"cannot be decoded ({reason_of(error)})") from error
     return image

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from vst.data.images import (
     MAX_PIXELS,
+    PICTURE_MB,
     SUFFIXES,
     ImageTransform,
     UnreadableImage,
@@ -38,6 +39,10 @@ class Skipped:
     reason: str
 
 
+Limits = tuple[int, float]
+"""Pixels of a picture, and MiB that it may take to decode."""
+
+
 class ImageSet(Dataset):
     """Pictures from anywhere, each read as ``{transform name: float32 tensor [3, size, size]}`` or ``Skipped``.
 
@@ -49,6 +54,8 @@ class ImageSet(Dataset):
             colour of the first transform.
         limit: take only the first so many pictures.
         max_pixels: pictures with more pixels are skipped, before they are decoded or padded to that size.
+        picture_mb: pictures that take more MiB than this to decode or to pad are skipped; each worker process may
+            hold one such picture.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -61,6 +68,7 @@ class ImageSet(Dataset):
         transforms: Mapping[str, ImageTransform],
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        picture_mb: float = PICTURE_MB,
     ):
         if not transforms:
             raise ValueError("transforms is empty, but must name at least one ImageTransform.")
@@ -69,12 +77,12 @@ class ImageSet(Dataset):
                 f"The transforms cut in different ways ({', '.join(sorted(cuts))}), but a picture is cut once for all; "
                 "give each the same cut."
             )
-        for name, value in (("limit", limit), ("max_pixels", max_pixels)):
-            if value is not None and value < 1:
+        for name, value in (("limit", limit), ("max_pixels", max_pixels), ("picture_mb", picture_mb)):
+            if value is not None and not value >= 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1.")
         self.transforms = dict(transforms)
-        self.max_pixels = max_pixels
-        self._pictures = _pictures_of(source, limit, max_pixels)
+        self._limits = max_pixels, picture_mb
+        self._pictures = _pictures_of(source, limit, self._limits)
         self._length = len(self._pictures) if limit is None else min(limit, len(self._pictures))
         if self._length == 0:
             raise ValueError(f"The source, a {type(source).__name__}, is empty, but must hold at least one picture.")
@@ -88,13 +96,20 @@ class ImageSet(Dataset):
         first = next(iter(self.transforms.values()))
         try:
             image = in_rgb(self._pictures.read(index))
-            if first.cut == "pad" and max(image.size) ** 2 > self.max_pixels:
-                raise UnreadableImage(f"padding {image.width} x {image.height} takes over {self.max_pixels:,} pixels")
+            if first.cut == "pad":
+                self._check_padding(image)
         except UnreadableImage as error:
             return Skipped(self.name(index), error.reason)
         image = cut(image, first.cut, first.background)
         tensors = {transform: transform.resize_only(image) for transform in set(self.transforms.values())}
         return {name: tensors[transform] for name, transform in self.transforms.items()}
+
+    def _check_padding(self, image: Image.Image) -> None:
+        (max_pixels, picture_mb), pixels = self._limits, max(image.size) ** 2
+        if pixels > max_pixels or 4 * pixels > picture_mb * 2**20:
+            raise UnreadableImage(
+                f"padding {image.width} x {image.height} takes over {max_pixels:,} pixels or {picture_mb:g} MB"
+            )
 
     def name(self, index: int) -> str:
         """Name of a picture: its path, relative where the source is a folder, or its place."""
@@ -155,11 +170,11 @@ class _Pictures(Protocol):
 
 
 class _Files:
-    def __init__(self, names: list[str], root: Path, max_pixels: int):
-        self.names, self.root, self.max_pixels = names, root, max_pixels
+    def __init__(self, names: list[str], root: Path, limits: Limits):
+        self.names, self.root, self.limits = names, root, limits
 
     @classmethod
-    def under(cls, folder: Path, max_pixels: int) -> _Files:
+    def under(cls, folder: Path, limits: Limits) -> _Files:
         if not folder.exists():
             raise FileNotFoundError(
                 f"The folder {folder} does not exist; give a folder with {', '.join(SUFFIXES)} files."
@@ -169,7 +184,7 @@ class _Files:
         names = picture_names(folder)
         if not names:
             raise ValueError(f"The folder {folder} holds no picture; expected files that end in {', '.join(SUFFIXES)}.")
-        return cls(names, folder, max_pixels)
+        return cls(names, folder, limits)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -178,7 +193,7 @@ class _Files:
         return self.names[index]
 
     def read(self, index: int) -> Image.Image:
-        return open_image(self.root / self.names[index], self.max_pixels)
+        return open_image(self.root / self.names[index], *self.limits)
 
     def identity(self, length: int) -> Iterator[bytes]:
         for name in self.names[:length]:
@@ -194,14 +209,14 @@ class _Files:
 class _Table:
     """A Hugging Face dataset, known by what it can do so that the package need not be there."""
 
-    def __init__(self, dataset: Any, max_pixels: int):
+    def __init__(self, dataset: Any, limits: Limits):
         features = dataset.features
         columns = [name for name in features if type(features[name]).__name__ == "Image"]
         if "image" in features:
             columns.insert(0, "image")
         if not columns:
             raise ValueError(f"The dataset has no column of images, only {', '.join(features)}; cast one to Image().")
-        self.column, self.max_pixels, self.id = columns[0], max_pixels, str(dataset._fingerprint)
+        self.column, self.limits, self.id = columns[0], limits, str(dataset._fingerprint)
         if dataset.format["type"] != "custom" and type(features[self.column]).__name__ == "Image":
             # Bytes instead of pictures: then size is checked before decoding, and a bad one is skipped alone.
             dataset = dataset.with_format(None).select_columns([self.column])
@@ -219,10 +234,10 @@ class _Table:
         if value is None:
             raise UnreadableImage("is missing (None)")
         if not isinstance(value, Mapping):
-            return decode_opened(_image_in(value, f"Column {self.column!r} of row {index}"), self.max_pixels)
+            return decode_opened(_image_in(value, f"Column {self.column!r} of row {index}"), *self.limits)
         if value.get("bytes") is None:
-            return open_image(value.get("path") or "", self.max_pixels)
-        return decode_file(io.BytesIO(value["bytes"]), self.max_pixels)
+            return open_image(value.get("path") or "", *self.limits)
+        return decode_file(io.BytesIO(value["bytes"]), *self.limits)
 
     def identity(self, length: int) -> Iterator[bytes]:
         yield self.id.encode()
@@ -232,19 +247,19 @@ class _Table:
 class _Items:
     """A torch dataset, or pictures that are in memory."""
 
-    def __init__(self, items: Any, max_pixels: int):
-        self.items, self.max_pixels = items, max_pixels
+    def __init__(self, items: Any, limits: Limits):
+        self.items, self.limits = items, limits
 
     @classmethod
-    def loaded(cls, items: Iterable, max_pixels: int) -> _Items:
+    def loaded(cls, items: Iterable, limits: Limits) -> _Items:
         """Decode each at once: a generator may close its file, and worker processes would share one that is open."""
         pictures: list[Image.Image | UnreadableImage] = []
         for index, item in enumerate(items):
             try:
-                pictures.append(decode_opened(_image_in(item, f"Item {index} of the source"), max_pixels))
+                pictures.append(decode_opened(_image_in(item, f"Item {index} of the source"), *limits))
             except UnreadableImage as error:
                 pictures.append(error)
-        return cls(pictures, max_pixels)
+        return cls(pictures, limits)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -259,7 +274,7 @@ class _Items:
             raise UnreadableImage(f"cannot be read ({reason_of(error)})") from error
         if isinstance(item, UnreadableImage):
             raise item
-        return decode_opened(_image_in(item, f"Item {index} of the source"), self.max_pixels)
+        return decode_opened(_image_in(item, f"Item {index} of the source"), *self.limits)
 
     def identity(self, length: int) -> Iterator[bytes]:
         for index in range(length):
@@ -273,15 +288,43 @@ class _Items:
             yield image.tobytes()
 
 
-def picture_names(folder: Path) -> list[str]:
-    """Pictures below a folder, by relative path, sorted; links are followed, hidden files and folders left out."""
-    names = []
-    for place, subfolders, files in os.walk(folder, followlinks=True):
-        here = Path(place)
-        subfolders[:] = [name for name in subfolders if not _hidden(name) and not _leads_back(here, name)]
-        files = [name for name in files if not _hidden(name) and name.lower().endswith(SUFFIXES)]
-        names += [(here / name).relative_to(folder).as_posix() for name in files]
-    return sorted(names)
+def picture_names(folder: Path, *, repeated: bool = False) -> list[str]:
+    """Pictures below a folder, by relative path, sorted; hidden files and folders are left out.
+
+    Links are followed, and every real folder and every real file counts once: under its own path where that lies below
+    the folder, else under the link that is reached by the fewest links, first by name.
+
+    Args:
+        folder: where to look.
+        repeated: list the links to a file beside it; folders count once all the same.
+    """
+    names: dict[str, str] = {}  # by the real path
+    seen: set[str] = set()
+    linked: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        further: list[Path] = []
+        for top in waiting:
+            for place, subfolders, files in os.walk(top):
+                real, here = os.path.realpath(place), Path(place)
+                if real in seen:
+                    subfolders.clear()
+                    continue
+                seen.add(real)
+                subfolders[:] = [name for name in subfolders if not _hidden(name)]
+                further += [here / n for n in subfolders if (here / n).is_symlink() and not _leads_back(here, n)]
+                for name in files:
+                    if _hidden(name) or not name.lower().endswith(SUFFIXES):
+                        continue
+                    if os.path.islink(path := here / name):
+                        linked.append(path)
+                    else:
+                        names[os.path.join(real, name)] = path.relative_to(folder).as_posix()
+        waiting = sorted(further)
+    for path in sorted(linked):
+        real = str(path) if repeated else os.path.realpath(path)
+        names.setdefault(real, path.relative_to(folder).as_posix())
+    return sorted(names.values())
 
 
 def _hidden(name: str) -> bool:
@@ -293,13 +336,13 @@ def _leads_back(folder: Path, name: str) -> bool:
     return folder.resolve().is_relative_to((folder / name).resolve())
 
 
-def _pictures_of(source: Any, limit: int | None, max_pixels: int) -> _Pictures:
+def _pictures_of(source: Any, limit: int | None, limits: Limits) -> _Pictures:
     if isinstance(source, (str, os.PathLike)):
-        return _Files.under(Path(source), max_pixels)
+        return _Files.under(Path(source), limits)
     if all(hasattr(source, name) for name in ("features", "column_names", "_fingerprint", "__getitem__")):
-        return _Table(source, max_pixels)
+        return _Table(source, limits)
     if isinstance(source, Dataset) and hasattr(source, "__len__"):
-        return _Items(source, max_pixels)
+        return _Items(source, limits)
     if isinstance(source, (Image.Image, Mapping)) or not isinstance(source, Iterable):
         raise ValueError(
             f"The source is a {type(source).__name__}, but must be a folder, a list of paths, one split of a dataset, "
@@ -308,8 +351,8 @@ def _pictures_of(source: Any, limit: int | None, max_pixels: int) -> _Pictures:
     items = islice(source, limit)
     first = list(islice(items, 1))
     if not first or not isinstance(first[0], (str, os.PathLike)):
-        return _Items.loaded(chain(first, items), max_pixels)
+        return _Items.loaded(chain(first, items), limits)
     paths = [*first, *items]
     if not all(isinstance(path, (str, os.PathLike)) for path in paths):
         raise ValueError("The source mixes paths with other things, but must be a list of paths or of PIL images.")
-    return _Files([os.fspath(path) for path in paths], Path(), max_pixels)
+    return _Files([os.fspath(path) for path in paths], Path(), limits)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vst.data.images import PICTURE_MB
 from vst.fit.heldout import StitchReport
 from vst.fit.objectives import MATCHES, OBJECTIVES, closed_forms, fitting_objectives
 from vst.fit.similarity import Agreement
@@ -35,6 +36,7 @@ class FitConfig:
         cache: folder for the targets' features, so that later epochs do not run the targets; None for no cache.
         cache_limit_gb: refuse a larger cache.
         workers: processes that read pictures.
+        picture_mb: pictures that take more MiB than this to decode are skipped; each worker may hold one such picture.
         save_every: steps between saved states.
         deepspeed: path of a DeepSpeed config (ZeRO stages 0 to 2).
     """
@@ -57,6 +59,7 @@ class FitConfig:
     cache: str | None = None
     cache_limit_gb: float = 50.0
     workers: int = 0
+    picture_mb: int = PICTURE_MB
     save_every: int = 200
     deepspeed: str | None = None
 
@@ -70,7 +73,7 @@ class FitConfig:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}.")
-        for name in ("calibration", "epochs", "batch_size", "heldout", "save_every"):
+        for name in ("calibration", "epochs", "batch_size", "heldout", "save_every", "picture_mb"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not self.lr > 0 or not 0 <= self.warmup < 1:

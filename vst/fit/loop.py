@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from vst.data.images import PICTURE_MB
 from vst.data.pictures import ImageSet, collate
 from vst.fit.config import FitConfig, FitResult, rate_factor
 from vst.fit.heldout import StitchReport, UnreadableHeldout, evaluate_stitches
@@ -105,8 +106,10 @@ class _Fit:
         if any(p.dtype != torch.float32 for s in tree.stitches().values() for p in s.parameters()):
             raise ValueError("The tree's stitches are not fp32; load it with dtype=torch.float32 to fit them.")
         self.bf16 = uses_bf16(config.precision, self.device)
-        self.data = ImageSet(images, transforms(tree), limit=config.limit)
-        self.heldout_data = self.data if heldout_images is None else ImageSet(heldout_images, transforms(tree))
+        self.data = ImageSet(images, transforms(tree), limit=config.limit, picture_mb=config.picture_mb)
+        self.heldout_data = self.data
+        if heldout_images is not None:
+            self.heldout_data = ImageSet(heldout_images, transforms(tree), picture_mb=config.picture_mb)
         self.train, self.heldout = self._divide(heldout_images is None)
         self.teacher = Teacher(tree, targets).to(self.device)
         self.skipped: dict[str, str] = {}
@@ -163,6 +166,8 @@ class _Fit:
             return None
         # What a resumed run may change without changing its result is left out.
         fit = {k: v for k, v in asdict(self.config).items() if k not in OPERATIONAL}
+        if fit["picture_mb"] == PICTURE_MB:  # folders of runs from before there was a choice go on
+            del fit["picture_mb"]
         facts: dict[str, Any] = {
             "fit": {**fit, "precision": "bf16" if self.bf16 else "fp32"},
             "tree": self.tree.config.to_dict(),

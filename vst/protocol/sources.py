@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vst.data.images import open_image, to_rgb
+from vst.data.images import SUFFIXES, open_image, upright_size
 from vst.data.pictures import picture_names
 from vst.protocol.tasks import TwoParts, register
 
@@ -81,7 +81,7 @@ class Pairs(TwoParts):
         return _reduced(open_image(self._masks[row])) if self.reduce_zero else open_image(self._masks[row])
 
     def size(self, row: int) -> tuple[int, int]:
-        return to_rgb(open_image(self.pictures[row])).size  # upright, as the picture is read
+        return upright_size(self.pictures[row])
 
 
 @register
@@ -148,7 +148,7 @@ class HuggingFace(TwoParts):
         return _reduced(image) if self.reduce_zero else image
 
     def size(self, row: int) -> tuple[int, int]:
-        return to_rgb(self.pictures[row]["image"]).size
+        return upright_size(self.pictures[row]["image"])
 
 
 def _folder(path: str) -> Path:
@@ -157,15 +157,17 @@ def _folder(path: str) -> Path:
     return Path(path)
 
 
-def _files(root: Path) -> list[Path]:
+def _files(root: Path, *, repeated: bool = False) -> list[Path]:
     """Pictures below a folder, sorted by relative path."""
-    return [root / name for name in picture_names(root)]
+    return [root / name for name in picture_names(root, repeated=repeated)]
 
 
 def _pairs(images: str, masks: str) -> list[tuple[Path, Path]]:
     pictures = {p.relative_to(images).with_suffix(""): p for p in _files(_folder(images))}
-    targets = {p.relative_to(masks).with_suffix(""): p for p in _files(_folder(masks))}
-    if alone := sorted(map(str, set(pictures) ^ set(targets))):
+    # One mask may stand for several pictures by links to it, and a picture that is a link to another has one to spare.
+    targets = {p.relative_to(masks).with_suffix(""): p for p in _files(_folder(masks), repeated=True)}
+    spare = {t for t in set(targets) - set(pictures) if any(Path(images, f"{t}{s}").is_file() for s in SUFFIXES)}
+    if alone := sorted(map(str, (set(pictures) ^ set(targets)) - spare)):
         raise ValueError(
             f"{len(alone)} files of {images} and {masks} have no partner ({', '.join(alone[:3])}); expected an image "
             "and a mask of the same name each."
