@@ -62,21 +62,20 @@ class VFMSpec:
             one_of(getattr(self, name), f"VFMSpec.{name}", known)
         if isinstance(self.license, str) and self.license.strip():  # of several lines, perhaps
             line(" ".join(self.license.split()), "VFMSpec.license")
-        check_fields(
-            self,
-            f"{self.source}: ",
-            width=(1, MOST_WIDTH),
-            depth=(1, MOST_DEPTH),
-            heads=(1, MOST_WIDTH),
-            patch=(1, MOST_PATCH),
-            hidden=(1, 4 * MOST_WIDTH),
-            image_size=(1, MOST_WIDTH),
-            registers=(0, 4096),
-            norm_eps=(0, 1),
-            rope_temperature=(1e-6, 1e9),
-            mean=(0, 1),
-            std=(1e-6, 1e6),
-        )
+        limits = {
+            "width": (1, MOST_WIDTH),
+            "depth": (1, MOST_DEPTH),
+            "heads": (1, MOST_WIDTH),
+            "patch": (1, MOST_PATCH),
+            "hidden": (1, 4 * MOST_WIDTH),
+            "image_size": (1, MOST_WIDTH),
+            "registers": (0, 4096),
+            "norm_eps": (0, 1),
+            "rope_temperature": (1e-6, 1e9),
+            "mean": (0, 1),
+            "std": (1e-6, 1e6),
+        }
+        check_fields(self, limits, prefix=f"{self.source}: ")
         if self.width % self.heads:
             raise ValueError(f"{self.source}: width {self.width} is not a multiple of its {self.heads} heads.")
         if self.position == "rotary" and self.width // self.heads % 4:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vst.data.images import ImageTransform
 from vst.models import checkpoints
+from vst.models.fields import checked, shown, whole
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM, check_pixels
 from vst.tree.config import BranchConfig, Split, VSTConfig, as_split, split_label
@@ -143,6 +144,13 @@ class VSTEncoder(OnDisk):
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> VSTEncoder:
         """Build a tree by its config, frozen weights from their sources, stitches new (reproducible by ``seed``)."""
+        if not isinstance(config, VSTConfig):
+            raise ValueError(
+                f"from_config was given {shown(config)}; expected a VSTConfig: VSTEncoder.plan(...) makes one, "
+                "VSTConfig.from_dict(...) reads one."
+            )
+        checked(pretrained, bool, "pretrained")
+        seed = whole(seed, "seed")
         tree = cls.skeleton(config)
         tree.trunk = checkpoints.load_vfm(
             config.trunk,
@@ -315,6 +323,9 @@ class VSTEncoder(OnDisk):
     def features(self, pixels: Tensor, split: Split | None = None) -> dict[str, Features]:
         """Every branch's features before fusion, as tokens and as a map.
 
+        After ``tree.eval()``, and so after a fit, they carry no gradient: NumPy takes them as they are. While a tree is
+        in training (``tree.train()``, torch's default), and from :meth:`branch_tokens` always, they do.
+
         Args:
             pixels: ``[B, 3, S, S]`` as :meth:`transform` makes them.
             split: one for all branches, one by branch name, or None for the default.
@@ -323,10 +334,11 @@ class VSTEncoder(OnDisk):
             ValueError: pictures of the wrong size, a split that is not held.
         """
         side = self.config.grid
-        return {
-            name: Features(x, x.transpose(1, 2).unflatten(2, (side, side)))
-            for name, x in self.branch_tokens(pixels, split).items()
-        }
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            return {
+                name: Features(x, x.transpose(1, 2).unflatten(2, (side, side)))
+                for name, x in self.branch_tokens(pixels, split).items()
+            }
 
     def forward(self, pixels: Tensor, split: Split | None = None) -> Tensor:
         """Fused tokens ``[B, tokens, width]`` of pictures ``[B, 3, S, S]``, in the dtype of ``pixels``.
