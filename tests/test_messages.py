@@ -13,11 +13,23 @@ import torch
 from PIL import Image
 
 import vst
-from vst import BranchConfig, FitConfig, VFMSpec, VSTConfig, VSTEncoder, cli, evaluate_stitches, fit_stitches, load_vfm
+from vst import (
+    VFM,
+    BranchConfig,
+    FitConfig,
+    VFMSpec,
+    VSTConfig,
+    VSTEncoder,
+    cli,
+    evaluate_stitches,
+    fit_stitches,
+    load_vfm,
+)
 from vst.demo.config import DemoConfig
 from vst.measure.benchmark import BenchmarkConfig
 from vst.models.checkpoints import describe
 from vst.protocol import ProtocolConfig, TaskConfig, TrainConfig
+from vst.tree.baseline import FullTower
 from vst.trunk.compare import TrunkConfig
 
 NAN = float("nan")
@@ -213,6 +225,11 @@ def test_loading(saved):
     refused(lambda: load_vfm(tree.config.trunk, grid="4", pretrained=False), "grid", "'4'")
     refused(lambda: load_vfm(tree.config.trunk, grid=0, pretrained=False), "grid", "0")
     refused(lambda: load_vfm(3), "3", "source")
+    for part in ({"start": "a"}, {"stop": 2.5}, {"stop": True}, {"norm": "no"}, {"stem": 1}):
+        refused(lambda part=part: load_vfm(tree.config.trunk, pretrained=False, **part), *part)
+    refused(lambda: VSTEncoder(tree.config.to_dict()), "VSTConfig")
+    refused(lambda: VFM(tree.config.to_dict(), 4), "VFMSpec")
+    refused(lambda: FullTower(tree.config)(Image.new("RGB", (8, 8))), "Image", "transform()")
 
 
 def test_fits(saved, pictures):
@@ -224,6 +241,18 @@ def test_fits(saved, pictures):
     refused(lambda: fit_stitches(tree, pictures, epoch=3), "'epoch'", "'epochs'", kind=TypeError)
     refused(lambda: fit_stitches(tree, pictures, {"epochs": 0}), "epochs is 0")
     refused(lambda: evaluate_stitches(tree, pictures, batch_size=0), "batch_size is 0")
+    refused(lambda: evaluate_stitches(tree, pictures, indices=[99]), "indices[0] is 99", "39")
+    refused(lambda: evaluate_stitches(tree, pictures, indices=3), "indices is 3")
+    some = [
+        evaluate_stitches(tree, pictures, indices=indices) for indices in ([0, 3], np.array([0, 3]), range(0, 4, 3))
+    ]
+    assert some[0] == some[1] == some[2]
+    for targets in ([1], {"clip": "hf:x"}, {"clip": None}):
+        refused(lambda targets=targets: fit_stitches(tree, pictures, targets=targets), "targets")
+    for folder in (3, True, ""):
+        refused(lambda folder=folder: fit_stitches(tree, pictures, folder=folder), "folder is")
+    refused(lambda: fit_stitches(tree, pictures, resume="no"), "resume is 'no'")
+    refused(lambda: tree.save_pretrained(None), "folder is None")
 
 
 def test_features_after_a_fit_are_for_numpy(tree_of, pictures):

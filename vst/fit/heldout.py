@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from vst.data.pictures import ImageSet, collate
 from vst.fit.matching import TRUNK_PIXELS, Teacher, target_pixels, transforms
 from vst.fit.similarity import Agreement, AgreementSums, FrechetSums
-from vst.models.fields import shown, whole
+from vst.models.fields import checked, shown, whole
 from vst.models.vfm import VFM
 from vst.results.progress import track
 from vst.results.tables import table
@@ -88,10 +88,14 @@ def evaluate_stitches(
     """
     check_tree(tree, "evaluate_stitches")
     batch_size = whole(batch_size, "batch_size", (1, None))
+    if not isinstance(targets, Teacher):
+        checked(targets, Mapping[str, VFM] | None, "targets")
     teacher = targets if isinstance(targets, Teacher) else Teacher(tree, targets)
     device = next(tree.parameters()).device
     teacher.to(device)
     dataset = images if isinstance(images, ImageSet) else ImageSet(images, transforms(tree))
+    if indices is not None:
+        indices = checked(indices, Sequence[int], "indices", (-len(dataset), len(dataset) - 1))
     subset = Subset(dataset, list(range(len(dataset)) if indices is None else indices))
     loader = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
     keys = [(b.name, s) for b in tree.config.branches for s in b.splits]

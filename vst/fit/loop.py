@@ -23,7 +23,7 @@ from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for, check_engine, gathered
 from vst.fit.states import PROGRESS, drop_states, latest_state, save_state
 from vst.fit.targets import Targets
-from vst.models.fields import shown
+from vst.models.fields import checked, shown
 from vst.models.vfm import VFM
 from vst.results.folders import Run, read_json
 from vst.results.progress import progress, track
@@ -74,6 +74,11 @@ def fit_stitches(
     """
     check_tree(tree, "fit_stitches")
     config = _config(config, changes)
+    if folder is not None and (not isinstance(folder, (str, Path)) or not str(folder)):
+        raise ValueError(f"folder is {shown(folder)}; expected the path of a run folder, or none.")
+    checked(resume, bool, "resume")
+    checked(overwrite, bool, "overwrite")
+    checked(targets, Mapping[str, VFM] | None, "targets")
     home = next(tree.parameters()).device
     try:
         result = _Fit(tree, images, config, targets, heldout_images, show_progress).run(folder, resume, overwrite)

@@ -218,7 +218,7 @@ def _kind(hint: Any) -> str:
 
 
 def _items(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+    if not isinstance(value, Collection) or isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0:
         raise ValueError(f"{what} is {shown(value)}; expected a list.")
     return list(value)
 

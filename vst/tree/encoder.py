@@ -70,6 +70,11 @@ class VSTEncoder(OnDisk):
 
     def __init__(self, config: VSTConfig) -> None:
         super().__init__()
+        if not isinstance(config, VSTConfig):
+            raise ValueError(
+                f"config is {shown(config)}; expected a VSTConfig: VSTEncoder.plan(...) makes one, "
+                "VSTConfig.from_dict(...) reads one."
+            )
         self.config = config
         self.trunk = VFM(
             config.trunk, config.grid, stop=config.trunk_depth(), norm=config.feature_norm and config.keep_trunk
@@ -144,11 +149,6 @@ class VSTEncoder(OnDisk):
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> VSTEncoder:
         """Build a tree by its config, frozen weights from their sources, stitches new (reproducible by ``seed``)."""
-        if not isinstance(config, VSTConfig):
-            raise ValueError(
-                f"from_config was given {shown(config)}; expected a VSTConfig: VSTEncoder.plan(...) makes one, "
-                "VSTConfig.from_dict(...) reads one."
-            )
         checked(pretrained, bool, "pretrained")
         seed = whole(seed, "seed")
         tree = cls.skeleton(config)
@@ -363,4 +363,5 @@ class VSTEncoder(OnDisk):
 
 def _several(splits: Any) -> list[Any]:
     """Splits of a call, of which one may stand alone."""
-    return [splits] if isinstance(splits, (int, str, Mapping)) else list(splits)
+    alone = isinstance(splits, (str, Mapping)) or not isinstance(splits, Iterable) or getattr(splits, "ndim", 1) == 0
+    return [splits] if alone else list(splits)
