@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import inspect
 import os
 import re
@@ -11,9 +12,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from vst.fit.processes import leave_group
+from vst.models.fields import shown
+
+_IMPORT = "import"
 
 Function = Callable[..., Any]
 
@@ -22,7 +27,9 @@ def command(function: Function, args: list[str] | None = None) -> None:
     """Run one function as a script of its own, its parameters as options (``train/stitch.py`` and its like)."""
     parser = _add(_parser(), function)
     with _quiet_when_unread():
-        _call(function, parser.instantiate_classes(parser.parse_args(_words(args))).as_dict())
+        with _one_sentence():
+            function(**_own(_read(parser, args).as_dict()))
+        leave_group()
 
 
 def parse(
@@ -37,18 +44,58 @@ def parse(
         prog, description: for the help.
     """
     out = _parser(prog=prog, description=description.split("\n")[0].replace("`", ""))
+    _add_import(out)
     choices = out.add_subcommands(title="commands", metavar="COMMAND")
     for function in functions:
         choices.add_subcommand(function.__name__, _add(_parser(), function), help=_summary(function))
-    return out.instantiate_classes(out.parse_args(_words(args)))
+    return _read(out, args)
 
 
 def run(functions: Sequence[Function], args: list[str] | None = None, **texts: str) -> None:
     """Parse as :func:`parse` does, and call the function that was named."""
     with _quiet_when_unread():
-        values = parse(functions, args, **texts).as_dict()
-        function = next(f for f in functions if f.__name__ == values["subcommand"])
-        _call(function, values[function.__name__])
+        with _one_sentence():
+            values = parse(functions, args, **texts).as_dict()
+            function = next(f for f in functions if f.__name__ == values["subcommand"])
+            function(**_own(values[function.__name__]))
+        leave_group()
+
+
+def _read(parser: Any, args: list[str] | None) -> Any:
+    """Options as objects; what they import is imported before the objects are made."""
+    values = parser.parse_args(_words(args))
+    inner = values.get(values.get("subcommand") or "") or {}
+    for names in (values.get(_IMPORT), inner.get(_IMPORT)):
+        for name in (names or "").split(","):
+            if name.strip():
+                _import(name.strip())
+    try:
+        return parser.instantiate_classes(values)
+    except TypeError as error:  # a class of one's own that takes other options than were given
+        raise ValueError(f"The options cannot be read ({error}): correct them.") from error
+
+
+def _import(name: str) -> None:
+    """Import a module by its name, also from the working folder, or a file by its path."""
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise ImportError(f"--import names {name}, and there is no such file.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        return
+    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0] and error.name != name:
+            raise
+        raise ImportError(
+            f"--import names {name}, and there is no such module here; give its name or FILE.py."
+        ) from None
 
 
 def _words(args: list[str] | None) -> list[str]:
@@ -68,18 +115,37 @@ def _parser(**options: Any) -> Any:
     except ImportError:
         sys.exit('The command line needs jsonargparse: pip install "vfm-stitch-tree[fit]".')
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(formatter_class=_Help, allow_abbrev=False, **options)
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            super().error(_sentence(message), ex)
+
+    return Parser(formatter_class=_Help, allow_abbrev=False, **options)
 
 
-def _call(function: Function, values: dict[str, Any]) -> None:
-    """Call; errors that users can mend end the process with one sentence (VST_DEBUG=1 shows where they came from)."""
+def _sentence(message: str) -> str:
+    """What the parser says about a value of another type, which takes many lines, in one."""
+    found = re.match(r'(?:Parser key|Argument) "(.+?)":\s*(.*)', message, re.DOTALL)
+    if found is None:
+        return message
+    key, text = found[1], found[2]
+    union = re.search(r"Subtypes: \[(.*?)\]\n.*Given value: (.*)", text, re.DOTALL)
+    single = re.match(r"Expected an? (.*?)\. Got value: (.*)", text, re.DOTALL)
+    if (told := union or single) is None:
+        return f"{key}: {' '.join(text.split())}"
+    kinds = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>|(?:\w+\.)+(?=[A-Z])", lambda m: m[1] or "", told[1])
+    return f"{key} is {shown(told[2].strip())}; expected {kinds.replace('NoneType', 'null')}."
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Errors that users can mend end the process with one sentence (VST_DEBUG=1 shows where they came from)."""
     try:
-        function(**_without_config(values))
+        yield
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if os.environ.get("VST_DEBUG") or (isinstance(error, BrokenPipeError) and _unread()):
             raise
         sys.exit(f"{type(error).__name__}: {error}")
-    leave_group()
 
 
 @contextmanager
@@ -132,6 +198,7 @@ def _add(parser: Any, function: Function) -> Any:
     doc = (function.__doc__ or "").partition("Args:")[0]
     parser.description = "\n".join(line.removeprefix("    ") for line in doc.splitlines()).strip()
     parser.add_argument("--config", action="config", help="YAML file with any of these options; options given win")
+    _add_import(parser)
     given = inspect.signature(function).parameters
     switches = {name: p.default for name, p in given.items() if isinstance(p.default, bool)}
     first = next(iter(given.values()), None)
@@ -145,6 +212,16 @@ def _add(parser: Any, function: Function) -> Any:
 
 def _summary(function: Function) -> str:
     return (function.__doc__ or "").split("\n")[0]
+
+
+def _add_import(parser: Any) -> None:
+    told = "modules (or FILE.py), comma-separated, that register stitch families, objectives or tasks of your own"
+    parser.add_argument(f"--{_IMPORT}", type=str, default=None, metavar="MODULE", help=told)
+
+
+def _own(values: dict[str, Any]) -> dict[str, Any]:
+    """The function's own options."""
+    return _without_config({k: v for k, v in values.items() if k != _IMPORT})
 
 
 def _without_config(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vst.demo.config import partner
 from vst.fit.config import FitConfig
+from vst.models.fields import Limits, check_fields, one_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,18 @@ class LlavaDemoConfig:
 
     def __post_init__(self) -> None:
         partner(self.trunk)
+        one_of(self.start, "start", ("random", "ridge"))
+        one_of(self.precision, "precision", ("auto", "bf16", "fp32"))
+        limits: dict[str, Limits] = dict.fromkeys(("pretrain_lr", "finetune_lr", "projector_lr"), (1e-12, 1.0))
+        counts = ("easy_vqa", "scenes", "pretrain_steps", "finetune_steps", "depth_questions")
+        limits |= dict.fromkeys(counts, (0, None))
+        limits |= dict.fromkeys(("batch_size", "fit_pictures", "questions"), (1, None))
+        limits |= dict.fromkeys(("splits", "fixed", "split"), (1, 12))
+        check_fields(self, limits | {"grid": (1, 64)})
+        for name in ("splits", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} are {values}; expected one or more, each once.")
 
     @property
     def branch(self) -> str:

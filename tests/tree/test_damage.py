@@ -200,7 +200,7 @@ def test_a_config_that_asks_for_more_than_the_file_holds(good, tmp_path):
         assert time.monotonic() - began < 1
     for change in ({"grid": 10**6}, {"trunk": {**values["trunk"], "depth": 10**9}}):
         (tmp_path / "tree" / "config.json").write_text(json.dumps({**values, **change}))
-        with pytest.raises(ValueError, match="expected a whole number from 1 to"):
+        with pytest.raises(ValueError, match="expected 1 to"):
             read_config(tmp_path / "tree")
     (tmp_path / "tree" / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="nested too deeply"):
@@ -210,13 +210,13 @@ def test_a_config_that_asks_for_more_than_the_file_holds(good, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("norm_eps", -1e-6, "norm_eps is -1e-06; expected a number from 1e-12 to 1"),
+        ("norm_eps", -1e-6, "norm_eps is -1e-06; expected 1e-12 to 1"),
         ("norm_eps", "1e-6", "norm_eps is '1e-6'; expected a finite number"),
         ("mean", [float("nan")] * 3, r"mean\[0\] is nan; expected a finite number from 0 to 1"),
         ("mean", [0.5, 0.5], "expected 3 values"),
         ("std", [0, 1, 1], r"std\[0\] is 0; expected"),
-        ("depth", 10**9, "depth is 1000000000; expected a whole number from 1 to 512"),
-        ("heads", 0, "heads is 0; expected a whole number from 1"),
+        ("depth", 10**9, "depth is 1000000000; expected 1 to 512"),
+        ("heads", 0, "heads is 0; expected 1 to"),
         ("patch", 14.5, "patch is 14.5; expected a whole number"),
         ("cls", "no", "cls is 'no'; expected true or false"),
         ("source", "a\nb", "source is .*; expected one line of text"),

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from vst.fit.config import FitConfig
 from vst.fit.objectives import fitting_objectives
+from vst.models.fields import check_fields
+from vst.tree.stitches import StitchSpec
 
 MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
 """The demo's two encoders, as they are called in tables and pictures."""
@@ -17,7 +19,7 @@ def partner(trunk: str) -> str:
     Raises:
         ValueError: the trunk is none of the demo's encoders.
     """
-    if trunk not in MODELS:
+    if not isinstance(trunk, str) or trunk not in MODELS:
         raise ValueError(f"trunk is {trunk!r}; expected {' or '.join(MODELS)}.")
     return next(name for name in MODELS if name != trunk)
 
@@ -56,20 +58,24 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         partner(self.trunk)
+        check_fields(self, {"splits": (1, 12), "grid": (1, 64), "batch_size": (1, None)})
         known = set(self.objectives) <= set(fitting_objectives())
         if not known or not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise ValueError(
                 f"objectives are {self.objectives}; expected one or more of "
                 f"{', '.join(fitting_objectives())}, each once."
             )
+        for name in ("splits", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} are {values}; expected one or more, each once.")
+        StitchSpec(self.stitch)
         # A probe needs several classes to learn from, of 20.
         for name, least in (("pictures", 10), ("probe_train", 40), ("probe_test", 8), ("heldout", 2), ("repeats", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}.")
         if self.heldout > 2 * self.probe_test:
             raise ValueError(f"heldout is {self.heldout}; expected at most {2 * self.probe_test}, twice probe_test.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {self.seeds}; expected one or more, each once.")
 
     @property
     def branch(self) -> str:

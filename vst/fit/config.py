@@ -11,6 +11,7 @@ from vst.data.images import PICTURE_MB
 from vst.fit.heldout import StitchReport
 from vst.fit.objectives import MATCHES, OBJECTIVES, closed_forms, fitting_objectives
 from vst.fit.similarity import Agreement
+from vst.models.fields import Limits, check_fields, number, one_of
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,15 @@ class FitConfig:
             "precision": ("auto", "fp32", "bf16"),
         }
         for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}.")
-        for name in ("calibration", "epochs", "batch_size", "heldout", "save_every", "picture_mb"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
+            one_of(getattr(self, name), name, values)
+        number(self.lr, "lr")
+        number(self.warmup, "warmup")
         if not self.lr > 0 or not 0 <= self.warmup < 1:
             raise ValueError(f"lr {self.lr} must be positive and warmup {self.warmup} lie in 0..1.")
+        least = ("calibration", "epochs", "batch_size", "heldout", "save_every", "limit", "picture_mb")
+        limits: dict[str, Limits] = dict.fromkeys(least, (1, None))
+        limits |= dict.fromkeys(("workers", "weight_decay", "penalty"), (0, None))
+        check_fields(self, {**limits, "cache_limit_gb": (1e-9, None)})
         objective = OBJECTIVES[self.objective]
         if objective.closed_form and self.start != self.objective:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from vst.data.pictures import ImageSet, collate
 from vst.fit.matching import TRUNK_PIXELS, Teacher, target_pixels, transforms
 from vst.fit.similarity import Agreement, AgreementSums, FrechetSums
+from vst.models.fields import checked, shown, whole
 from vst.models.vfm import VFM
 from vst.results.progress import track
 from vst.results.tables import table
@@ -49,6 +51,17 @@ class StitchReport:
         return asdict(self)
 
 
+def check_tree(tree: Any, what: str) -> None:
+    """Refuse what is no tree.
+
+    Raises:
+        ValueError: says how one is loaded.
+    """
+    if not isinstance(tree, VSTEncoder):
+        hint = f": load it, VSTEncoder.from_pretrained({str(tree)!r})" if isinstance(tree, (str, os.PathLike)) else ""
+        raise ValueError(f"{what} was given {shown(tree)}; expected a tree (VSTEncoder){hint}.")
+
+
 @torch.no_grad()
 def evaluate_stitches(
     tree: VSTEncoder,
@@ -73,10 +86,16 @@ def evaluate_stitches(
     Raises:
         UnreadableHeldout: no picture could be read.
     """
+    check_tree(tree, "evaluate_stitches")
+    batch_size = whole(batch_size, "batch_size", (1, None))
+    if not isinstance(targets, Teacher):
+        checked(targets, Mapping[str, VFM] | None, "targets")
     teacher = targets if isinstance(targets, Teacher) else Teacher(tree, targets)
     device = next(tree.parameters()).device
     teacher.to(device)
     dataset = images if isinstance(images, ImageSet) else ImageSet(images, transforms(tree))
+    if indices is not None:
+        indices = checked(indices, Sequence[int], "indices", (-len(dataset), len(dataset) - 1))
     subset = Subset(dataset, list(range(len(dataset)) if indices is None else indices))
     loader = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
     keys = [(b.name, s) for b in tree.config.branches for s in b.splits]

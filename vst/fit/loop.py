@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from vst.data.images import PICTURE_MB
 from vst.data.pictures import ImageSet, collate
 from vst.fit.config import FitConfig, FitResult, rate_factor
-from vst.fit.heldout import StitchReport, UnreadableHeldout, evaluate_stitches
+from vst.fit.heldout import StitchReport, UnreadableHeldout, check_tree, evaluate_stitches
 from vst.fit.history import Window
 from vst.fit.matching import TRUNK_PIXELS, Calibrations, Matcher, Teacher, check_closed_form, transforms
 from vst.fit.objectives import OBJECTIVES
@@ -24,6 +25,7 @@ from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for, check_engine, gathered
 from vst.fit.states import drop_states, has_state, load_state, save_state
 from vst.fit.targets import Targets
+from vst.models.fields import checked, shown
 from vst.models.vfm import VFM
 from vst.results.folders import Run, read_json
 from vst.results.progress import progress, track
@@ -36,7 +38,7 @@ OPERATIONAL = ("workers", "save_every", "cache", "cache_limit_gb", "checkpointin
 def fit_stitches(
     tree: VSTEncoder,
     images: Any,
-    config: FitConfig | None = None,
+    config: FitConfig | Mapping[str, Any] | None = None,
     *,
     targets: Mapping[str, VFM] | None = None,
     heldout_images: Any = None,
@@ -55,7 +57,7 @@ def fit_stitches(
         tree: to fit.
         images: a folder, a Hugging Face dataset, a list of paths or any iterable of PIL images. Files that cannot be
             read are skipped and counted.
-        config: see :class:`FitConfig`.
+        config: a :class:`FitConfig`, or a mapping of its fields.
         targets: by branch, the whole models to match; default: loaded from the branches' sources.
         heldout_images: pictures for the report; default: ``config.heldout`` of ``images``.
         folder: run folder for config, state, results and stitches; None writes nothing.
@@ -72,14 +74,36 @@ def fit_stitches(
         FolderInUse: another process writes to ``folder``.
         ValueError: bad options, no readable picture, targets that are not the branches' models.
         RuntimeError: a loss that is not finite.
+        TypeError: an option that there is not.
     """
-    config = replace(config or FitConfig(), **changes)
+    check_tree(tree, "fit_stitches")
+    config = _config(config, changes)
+    if folder is not None and (not isinstance(folder, (str, Path)) or not str(folder)):
+        raise ValueError(f"folder is {shown(folder)}; expected the path of a run folder, or none.")
+    checked(resume, bool, "resume")
+    checked(overwrite, bool, "overwrite")
+    checked(targets, Mapping[str, VFM] | None, "targets")
     home = next(tree.parameters()).device
     try:
-        return _Fit(tree, images, config, targets, heldout_images, show_progress).run(folder, resume, overwrite)
+        result = _Fit(tree, images, config, targets, heldout_images, show_progress).run(folder, resume, overwrite)
+        tree.eval()  # what was fitted is looked at next: see VSTEncoder.features
+        return result
     finally:
         for model in (tree, *(targets or {}).values()):
             model.to(home)
+
+
+def _config(config: FitConfig | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> FitConfig:
+    known = {f.name for f in fields(FitConfig)}
+    if isinstance(config, Mapping):
+        changes, config = {**config, **changes}, None
+    if config is not None and not isinstance(config, FitConfig):
+        raise ValueError(f"config is {shown(config)}; expected a FitConfig, or its fields: FitConfig(epochs=2).")
+    if unknown := sorted(set(changes) - known):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise TypeError(f"fit_stitches has no option {unknown[0]!r}{hint}; see FitConfig.")
+    return replace(config or FitConfig(), **changes)
 
 
 class _Fit:

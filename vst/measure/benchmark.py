@@ -12,6 +12,7 @@ import torch
 
 from vst.measure.execution import EXECUTIONS
 from vst.measure.latency import measure_tree
+from vst.models.fields import check_fields
 from vst.results.folders import Run, atomic_path, read_json
 from vst.tree.encoder import VSTEncoder
 
@@ -37,6 +38,7 @@ class BenchmarkConfig:
     execution: str = "eager"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if unknown := set(self.dtypes) - set(DTYPES):
             raise ValueError(f"dtype is {min(unknown)!r}; expected float32, float16 or bfloat16.")
         if self.execution not in EXECUTIONS:

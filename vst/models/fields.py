@@ -16,10 +16,11 @@ import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 
+Number = TypeVar("Number", int, float)
 Limits = tuple[float | None, float | None]  # least and most, both allowed; None where there is none
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -51,9 +52,9 @@ def whole(value: Any, what: str, limits: Limits = (None, None)) -> int:
             number = operator.index(value)
         except TypeError:
             number = None
-    if number is None or not _within(number, limits):
+    if number is None:
         raise ValueError(f"{what} is {shown(value)}; expected a whole number{_told(limits)}.")
-    return number
+    return _within(number, what, limits)
 
 
 def number(value: Any, what: str, limits: Limits = (None, None)) -> float:
@@ -68,9 +69,7 @@ def number(value: Any, what: str, limits: Limits = (None, None)) -> float:
         plain = math.inf
     if not math.isfinite(plain):
         raise ValueError(f"{what} is {shown(value)}; expected a finite number{_told(limits)}.")
-    if not _within(plain, limits):
-        raise ValueError(f"{what} is {shown(value)}; expected a number{_told(limits)}.")
-    return value if type(value) in (int, float) else plain
+    return _within(value if type(value) in (int, float) else plain, what, limits)
 
 
 def name(value: Any, what: str) -> str:
@@ -131,14 +130,16 @@ def mapping(value: Any, what: str) -> Mapping[str, Any]:
     return value
 
 
-def check_fields(config: Any, prefix: str = "", but: Collection[str] = (), **limits: Limits) -> None:
+def check_fields(
+    config: Any, limits: Mapping[str, Limits] | None = None, *, prefix: str = "", but: Collection[str] = ()
+) -> None:
     """Check the fields of a frozen dataclass against their annotations and limits, and put plain values in their place.
 
     Args:
         config: the dataclass, from its ``__post_init__``.
+        limits: by field, of its numbers; of a list's or a mapping's, of each number in it.
         prefix: before a field's name in messages.
         but: fields that the dataclass checks by itself.
-        limits: by field, of its numbers; of a list's or a mapping's, of each number in it.
 
     Raises:
         ValueError: the first field that is not what it is said to be.
@@ -148,7 +149,7 @@ def check_fields(config: Any, prefix: str = "", but: Collection[str] = (), **lim
         if field.name in but:
             continue
         value = getattr(config, field.name)
-        plain = checked(value, hints[field.name], f"{prefix}{field.name}", limits.get(field.name, (None, None)))
+        plain = checked(value, hints[field.name], f"{prefix}{field.name}", (limits or {}).get(field.name, (None, None)))
         if plain is not value:
             object.__setattr__(config, field.name, plain)
 
@@ -187,6 +188,14 @@ def checked(value: Any, hint: Any, what: str, limits: Limits = (None, None)) -> 
     return value
 
 
+def hints_of(function: Any) -> dict[str, Any]:
+    """The annotations of a function's parameters, as far as they can be resolved."""
+    try:
+        return get_type_hints(function)
+    except NameError:  # names that are known where the function was written alone
+        return {}
+
+
 def _union(value: Any, kinds: tuple[Any, ...], what: str, limits: Limits) -> Any:
     if value is None and type(None) in kinds:
         return None
@@ -212,7 +221,7 @@ def _kind(hint: Any) -> str:
 
 
 def _items(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+    if not isinstance(value, Collection) or isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0:
         raise ValueError(f"{what} is {shown(value)}; expected a list.")
     return list(value)
 
@@ -232,15 +241,18 @@ def _same(a: Any, b: Any) -> bool:
     return a is b
 
 
-def _within(value: float, limits: Limits) -> bool:
+def _within(value: Number, what: str, limits: Limits) -> Number:
     least, most = limits
-    return (least is None or value >= least) and (most is None or value <= most)
+    if (least is not None and value < least) or (most is not None and value > most):
+        told = _told(limits).removeprefix(" from").removeprefix(" of").strip()
+        raise ValueError(f"{what} is {shown(value)}; expected {told}.")
+    return value
 
 
 def _told(limits: Limits) -> str:
     least, most = limits
     if least is not None and most is not None:
-        return f" from {least:g} to {most:g}" if least != most else f" {least:g}"
+        return f" from {least:g} to {most:g}"
     return f" of at least {least:g}" if least is not None else f" of at most {most:g}" if most is not None else ""
 
 

@@ -66,21 +66,20 @@ class VFMSpec:
             one_of(getattr(self, name), f"VFMSpec.{name}", known)
         if isinstance(self.license, str) and self.license.strip():  # of several lines, perhaps
             line(" ".join(self.license.split()), "VFMSpec.license")
-        check_fields(
-            self,
-            f"{self.source}: VFMSpec.",
-            width=(1, MOST_WIDTH),
-            depth=(1, MOST_DEPTH),
-            heads=(1, MOST_WIDTH),
-            patch=(1, MOST_PATCH),
-            hidden=(1, 4 * MOST_WIDTH),
-            image_size=(1, MOST_GRID * MOST_PATCH),
-            registers=(0, 1024),
-            norm_eps=(1e-12, 1),
-            rope_temperature=(1e-6, 1e9),
-            mean=(0, 1),  # pixels are in 0..1, not in 0..255
-            std=(1e-4, 16),
-        )
+        limits = {
+            "width": (1, MOST_WIDTH),
+            "depth": (1, MOST_DEPTH),
+            "heads": (1, MOST_WIDTH),
+            "patch": (1, MOST_PATCH),
+            "hidden": (1, 4 * MOST_WIDTH),
+            "image_size": (1, MOST_GRID * MOST_PATCH),
+            "registers": (0, 1024),
+            "norm_eps": (1e-12, 1),
+            "rope_temperature": (1e-6, 1e9),
+            "mean": (0, 1),  # pixels are in 0..1, not in 0..255
+            "std": (1e-4, 16),
+        }
+        check_fields(self, limits, prefix=f"{self.source}: VFMSpec.")
         if self.width % self.heads:
             raise ValueError(f"{self.source}: width {self.width} is not a multiple of its {self.heads} heads.")
         if not self.patch <= self.image_size <= MOST_GRID * self.patch:

@@ -19,6 +19,7 @@ from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vst.models.fields import checked, shown, whole
 from vst.models.placement import placed
 from vst.models.spec import VFMSpec
 
@@ -44,7 +45,12 @@ class VFM(nn.Module):
         self, spec: VFMSpec, grid: int, *, start: int = 0, stop: int | None = None, stem: bool = True, norm: bool = True
     ) -> None:
         super().__init__()
-        stop = spec.depth if stop is None else stop
+        if not isinstance(spec, VFMSpec):
+            raise ValueError(f"spec is {shown(spec)}; expected a VFMSpec, as vst.models.checkpoints.describe gives it.")
+        grid, start = whole(grid, f"{spec.source}: grid"), whole(start, f"{spec.source}: start")
+        stop = spec.depth if stop is None else whole(stop, f"{spec.source}: stop")
+        checked(stem, bool, f"{spec.source}: stem")
+        checked(norm, bool, f"{spec.source}: norm")
         if not 0 <= start <= stop <= spec.depth:
             raise ValueError(
                 f"{spec.source}: blocks {start} to {stop} were asked for; it has {spec.depth}: use 0 <= start <= stop "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vst.fit.objectives import OBJECTIVES
+from vst.models.fields import check_fields
 from vst.protocol.chains import parse_chain
 from vst.tree.stitches import DEFAULT_STITCH, StitchSpec
 
@@ -34,6 +35,7 @@ class TaskConfig:
     test: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, prefix="Task: ")
         for name in ("train", "validation", "test"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -74,6 +76,7 @@ class TrainConfig:
     penalty: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_fields(self, {"weight_decay": (0, None), "penalty": (0, None), "warmup": (0, 1)}, prefix="train: ")
         if not self.rates or any(not rate > 0 for rate in self.rates):
             raise ValueError(f"rates are {self.rates}; expected one or more positive learning rates.")
         for name, value in vars(self).items():
@@ -133,6 +136,7 @@ class ProtocolConfig:
     tolerated_drop: float = 0.02
 
     def __post_init__(self) -> None:
+        check_fields(self, {"cka_depths": (0, None), "cache_limit_gb": (1e-9, None), "tolerated_drop": (0, 1)})
         for name in ("models", "directions", "tasks", "depths", "families", "objectives", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

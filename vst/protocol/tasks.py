@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vst.data.images import cut
 from vst.data.probes import IGNORED
+from vst.models.fields import checked, hints_of
 from vst.protocol.config import TaskConfig
 
 TASKS: dict[str, type[Task]] = {}
@@ -92,6 +93,9 @@ def make_task(name: str, config: TaskConfig) -> Task:
             f"Task {name!r} ({config.source}) was given the options {sorted(config.options)}; it takes "
             f"{', '.join(known) or 'none'}{f' and needs {missing}' if missing else ''}."
         )
+    hints = hints_of(cls.__init__)
+    for option, value in config.options.items():
+        checked(value, hints.get(option, Any), f"Task {name!r} ({config.source}): {option}")
     task = cls(**config.options)
     if len(task.classes) < 2:
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vst.data.images import ImageTransform
 from vst.models.checkpoints import load_vfm
 from vst.models.spec import VFMSpec
-from vst.models.vfm import VFM
+from vst.models.vfm import VFM, check_pixels
 from vst.tree.config import VSTConfig, feature_depth
 from vst.tree.modules import ModuleMap
 from vst.tree.schedule import IN_TURN, Schedule
@@ -141,6 +141,7 @@ class FullTower(FullEncoders):
 
     def each(self, pixels: Tensor) -> dict[str, Tensor]:
         """Every model's pixels by name, made of the trunk's ``[B, 3, S, S]``."""
+        check_pixels(pixels)
         return {name: self._as_seen_by(m.spec, m.image_size, pixels) for name, m in self.models.items()}
 
     def _as_seen_by(self, spec: VFMSpec, size: int, pixels: Tensor) -> Tensor:

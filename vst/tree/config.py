@@ -48,7 +48,8 @@ class BranchConfig:
             raise ValueError(
                 f"Branch name {self.name!r} is a word of torch's modules; name the branch otherwise, {self.name}_1."
             )
-        check_fields(self, f"Branch {self.name!r}: ", splits=(0, MOST_DEPTH), enters=(0, MOST_DEPTH), stop=(0, None))
+        limits = {"splits": (0, MOST_DEPTH), "enters": (0, MOST_DEPTH), "stop": (0, MOST_DEPTH)}
+        check_fields(self, limits, prefix=f"Branch {self.name!r}: ")
         if self.stop > self.spec.depth:
             raise ValueError(
                 f"Branch {self.name!r}: stop is {self.stop}; expected at most {self.spec.depth}, the blocks of "
@@ -131,7 +132,7 @@ class VSTConfig(TreeOptions):
     def __post_init__(self) -> None:
         for field_name, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
             one_of(getattr(self, field_name), field_name, sorted(known))
-        check_fields(self, but=("split",), grid=(1, MOST_GRID))
+        check_fields(self, {"grid": (1, MOST_GRID)}, but=("split",))
         name(self.trunk_name, "trunk_name")
         self._check_size()
         if not self.branches and not self.keep_trunk:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vst.data.images import ImageTransform
 from vst.models import checkpoints
+from vst.models.fields import checked, shown, whole
 from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM, check_pixels
@@ -70,6 +71,11 @@ class VSTEncoder(OnDisk):
 
     def __init__(self, config: VSTConfig) -> None:
         super().__init__()
+        if not isinstance(config, VSTConfig):
+            raise ValueError(
+                f"config is {shown(config)}; expected a VSTConfig: VSTEncoder.plan(...) makes one, "
+                "VSTConfig.from_dict(...) reads one."
+            )
         self.config = config
         self.trunk = VFM(
             config.trunk, config.grid, stop=config.trunk_depth(), norm=config.feature_norm and config.keep_trunk
@@ -144,6 +150,8 @@ class VSTEncoder(OnDisk):
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> VSTEncoder:
         """Build a tree by its config, frozen weights from their sources, stitches new (reproducible by ``seed``)."""
+        checked(pretrained, bool, "pretrained")
+        seed = whole(seed, "seed")
         tree = cls.skeleton(config)
         tree.trunk = checkpoints.load_vfm(
             config.trunk,
@@ -317,6 +325,9 @@ class VSTEncoder(OnDisk):
     def features(self, pixels: Tensor, split: Split | None = None) -> dict[str, Features]:
         """Every branch's features before fusion, as tokens and as a map.
 
+        After ``tree.eval()``, and so after a fit, they carry no gradient: NumPy takes them as they are. While a tree is
+        in training (``tree.train()``, torch's default), and from :meth:`branch_tokens` always, they do.
+
         Args:
             pixels: ``[B, 3, S, S]`` as :meth:`transform` makes them.
             split: one for all branches, one by branch name, or None for the default.
@@ -325,10 +336,11 @@ class VSTEncoder(OnDisk):
             ValueError: pictures of the wrong size, a split that is not held.
         """
         side = self.config.grid
-        return {
-            name: Features(x, x.transpose(1, 2).unflatten(2, (side, side)))
-            for name, x in self.branch_tokens(pixels, split).items()
-        }
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+            return {
+                name: Features(x, x.transpose(1, 2).unflatten(2, (side, side)))
+                for name, x in self.branch_tokens(pixels, split).items()
+            }
 
     def forward(self, pixels: Tensor, split: Split | None = None) -> Tensor:
         """Fused tokens ``[B, tokens, width]`` of pictures ``[B, 3, S, S]``, in the dtype of ``pixels``.
@@ -353,4 +365,5 @@ class VSTEncoder(OnDisk):
 
 def _several(splits: Any) -> list[Any]:
     """Splits of a call, of which one may stand alone."""
-    return [splits] if isinstance(splits, (int, str, Mapping)) else list(splits)
+    alone = isinstance(splits, (str, Mapping)) or not isinstance(splits, Iterable) or getattr(splits, "ndim", 1) == 0
+    return [splits] if alone else list(splits)

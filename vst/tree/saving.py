@@ -82,6 +82,8 @@ class OnDisk(nn.Module):
         return self._save(folder, STITCHES, {k: v for k, v in self.state_dict().items() if _is_stitch(k)}, overwrite)
 
     def _save(self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
+        if not isinstance(folder, (str, os.PathLike)) or not str(folder):
+            raise ValueError(f"folder is {shown(folder)}; expected the path of a folder to write to.")
         folder = Path(folder)
         if not overwrite and (present := [n for n in (CONFIG, *weight_files(folder)) if (folder / n).exists()]):
             raise FileExistsError(

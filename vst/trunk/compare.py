@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from vst.data.images import CUTS
 from vst.data.labels import by_folder, check_classes, one_a_picture
 from vst.data.pictures import ImageSet, collate
 from vst.data.probes import linear_probe
@@ -20,6 +21,7 @@ from vst.fit.matching import TRUNK_PIXELS, Calibrations, Teacher, check_closed_f
 from vst.measure.cost import extra_blocks, full_cost, model_cost, tree_cost
 from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
+from vst.models.fields import check_fields, one_of
 from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
@@ -58,6 +60,10 @@ class TrunkConfig:
     repeats: int = 5
 
     def __post_init__(self) -> None:
+        check_fields(self, {"splits": (1, None), "grid": (1, None)})
+        one_of(self.cut, "cut", CUTS)
+        if self.splits is not None and not self.splits:
+            raise ValueError("splits is []; expected one or more trunk depths, or none for the default.")
         if min(self.pictures, self.heldout) < 2 or self.batch_size < 1 or self.repeats < 0:
             raise ValueError(
                 f"pictures {self.pictures}, heldout {self.heldout}, batch_size {self.batch_size} and repeats "

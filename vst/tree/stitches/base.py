@@ -17,12 +17,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vst.models.fields import checked, mapping, shown
+from vst.models.fields import checked, hints_of, mapping, shown
 from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
@@ -67,7 +67,7 @@ class StitchSpec:
             raise ValueError(
                 f"Stitch family {self.family!r} has no option {sorted(unknown)}; its options: {known or 'none'}."
             )
-        hints = _hints(build)
+        hints = hints_of(build)
         plain = {n: checked(v, hints.get(n, Any), f"{self.family} stitch: {n}") for n, v in options.items()}
         if any(plain[n] is not v for n, v in options.items()):
             object.__setattr__(self, "options", plain)
@@ -93,14 +93,6 @@ class StitchSpec:
     def build(self, source: VFMSpec, target: VFMSpec, split: int) -> Stitch:
         """A new stitch with its family's plain start (before any fit)."""
         return STITCHES[self.family](source, target, split, **self.options)
-
-
-def _hints(build: Any) -> dict[str, Any]:
-    """Types of a family's options, as far as they are told."""
-    try:
-        return get_type_hints(build)
-    except NameError:  # told by names that are known where the family was written alone
-        return {}
 
 
 @dataclass
