@@ -1,4 +1,7 @@
-"""``python -m llava_integration COMMAND ...``, or a host's module (llava.train.train) with the tree hooked in."""
+"""``python -m llava_integration COMMAND ...``, or what another package runs, with trees known to it.
+
+That is a host's module (llava.train.train), any other (trl.scripts.sft), or an installed command (transformers serve).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 
 
 def main(words: list[str]) -> None:
-    """Run a command or, where the first word has a dot, a host's module (``llava.train.train ...``)."""
+    """Run a command of ours, a module where the first word has a dot, or an installed command of that name."""
     if len(words) > 1 and words[0].startswith("--local_rank"):  # DeepSpeed's launcher puts it before everything
         words = [words[1], words[0], *words[2:]]
     first = words[0] if words else ""
@@ -26,7 +29,11 @@ def main(words: list[str]) -> None:
     except ImportError as error:
         sys.exit(f"ImportError: {error}")
     from llava_integration.commands import COMMANDS
+    from llava_integration.hosts.running import find_script, run_script
     from vst.parsing import run
+
+    if first not in {command.__name__ for command in COMMANDS} and (script := find_script(first)) is not None:
+        return run_script(script, words[1:])
 
     return run(COMMANDS, words, prog="python -m llava_integration", description=str(__doc__))
 

@@ -85,14 +85,16 @@ def run_module(name: str, args: list[str]) -> None:
     """Hook the hosts, then run a module as ``python -m`` does.
 
     Args:
-        name: dotted, such as ``llava.train.train``.
+        name: dotted, such as ``llava.train.train``, or ``trl.scripts.sft``, which needs no host.
         args: its command line.
 
     Raises:
         SystemExit: there is no such module or no host, with a sentence.
     """
+    from llava_integration.hosts.running import hook_for
+
     try:
-        install()
+        hook_for(name)
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"There is no module {name!r}: give one of the host's, such as llava.train.train.")
     except ImportError as error:

@@ -10,9 +10,9 @@ from transformers import (
     AutoProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
+from llava_integration.models.processing import VSTLlavaProcessor
 from vst.tree.config import VSTConfig
 from vst.tree.projector import Projector, ProjectorSpec
 
@@ -81,4 +81,4 @@ def build_projector(tree: VSTConfig, spec: ProjectorSpec, width: int) -> Project
 
 AutoConfig.register(VSTLlavaConfig.model_type, VSTLlavaConfig, exist_ok=True)
 AutoModelForImageTextToText.register(VSTLlavaConfig, VSTLlavaForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(VSTLlavaConfig, LlavaProcessor, exist_ok=True)
+AutoProcessor.register(VSTLlavaConfig, VSTLlavaProcessor, exist_ok=True)

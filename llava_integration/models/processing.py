@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import ChannelDimension, make_flat_list_of_images
+from transformers.processing_utils import ImagesKwargs
 
 from llava_integration.hosts.images import check_preparation, square_side
 from llava_integration.models.chat import IMAGE_TOKEN, chat_template, multimodal_template
@@ -24,7 +25,30 @@ from vst.data.images import ImageTransform
 from vst.tree.config import VSTConfig
 from vst.tree.projector import ProjectorSpec
 
+# What processors of transformers that cut a picture into tiles need of their image processor, and this one is not.
+_TILES = (
+    "processors that cut a picture into tiles (LlavaNextProcessor, LlavaOnevisionProcessor) need their own image "
+    "processor, with this one's size, image_mean and image_std"
+)
 _OF_TRANSFORMERS = ("image_processor_type", "feature_extractor_type", "processor_class", "auto_map")  # what it writes
+
+
+class _Options(ImagesKwargs, total=False):
+    cut: str | None
+
+
+class _Missing(KeyError):
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Pixels(BatchFeature):
+    """Pixel values, and a sentence for who looks for something else."""
+
+    def __getitem__(self, item: Any) -> Any:
+        if isinstance(item, str) and item not in self.data:
+            raise _Missing(f"A tree's image processor gives pixel_values of one size, and no {item}: {_TILES}.")
+        return super().__getitem__(item)
 
 
 class VSTImageProcessor(BaseImageProcessor):
@@ -41,6 +65,7 @@ class VSTImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (as the base class declares it)
+    valid_kwargs = _Options
 
     def __init__(
         self,
@@ -56,7 +81,6 @@ class VSTImageProcessor(BaseImageProcessor):
         if side is None:
             raise ValueError(f'size is {size!r}; expected the side of a square, or {{"height": S, "width": S}}.')
         self.size = {"height": side, "width": side}
-        self.crop_size = dict(self.size)
         # What is wrong is told here and not at the first picture.
         transform = ImageTransform(size=side, mean=image_mean, std=image_std, cut=cut)  # type: ignore[arg-type]
         check_preparation(transform, kwargs)
@@ -67,6 +91,16 @@ class VSTImageProcessor(BaseImageProcessor):
         """The preparation that a tree's trunk wants."""
         trunk = config.trunk
         return cls(size=config.image_size, image_mean=trunk.mean, image_std=trunk.std, cut=config.cut)
+
+    @property
+    def crop_size(self) -> dict[str, int]:
+        """Height and width of the square input, which is :attr:`size`."""
+        return dict(self.size)
+
+    @crop_size.setter
+    def crop_size(self, value: Any) -> None:
+        if value is not None:  # the base class sets all that it knows of to None
+            check_preparation(self.transform(), {"crop_size": value})
 
     def transform(self) -> ImageTransform:
         """The library's own preparation of one picture."""
@@ -95,7 +129,11 @@ class VSTImageProcessor(BaseImageProcessor):
             ValueError: an option that asks for another preparation.
         """
         transform = self.transform()
-        check_preparation(transform, kwargs)
+        if kwargs.get("do_pad") and self.cut != "pad":
+            raise ValueError(f"do_pad is True, but the tree's pictures are prepared with cut {self.cut!r}: {_TILES}.")
+        # Some set attributes of an image processor in place of options.
+        said = {name: value for name, value in vars(self).items() if name.startswith(("do_", "resample", "rescale"))}
+        check_preparation(transform, said | kwargs)
         images = make_flat_list_of_images(self.fetch_images(images))
         pictures = (
             i if isinstance(i, Image.Image) else to_pil_image(_array(i), input_data_format=input_data_format)
@@ -103,16 +141,37 @@ class VSTImageProcessor(BaseImageProcessor):
         )
         pixels = [transform(picture) for picture in pictures]
         if return_tensors == "pt":
-            return BatchFeature({"pixel_values": torch.stack(pixels).to(device)})
+            return _Pixels({"pixel_values": torch.stack(pixels).to(device)})
         if device is not None and torch.device(device).type != "cpu":
             raise ValueError(f"device is {device}, but arrays stay on the CPU; give return_tensors 'pt' with it.")
-        return BatchFeature({"pixel_values": [p.numpy() for p in pixels]}, tensor_type=return_tensors)
+        return _Pixels({"pixel_values": [p.numpy() for p in pixels]}, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved; ``crop_size`` follows from ``size``."""
         out = super().to_dict()
         out.pop("crop_size", None)
         return out
+
+
+class VSTLlavaProcessor(LlavaProcessor):
+    """transformers' LLaVA processor; what it would leave unread without a word is refused."""
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """As :class:`transformers.LlavaProcessor`, which see.
+
+        Raises:
+            ValueError: videos or sound, which a tree has no eye or ear for.
+        """
+        unread = {"videos": videos, "audio": audio, **{n: kwargs.get(n) for n in ("videos_kwargs", "audio_kwargs")}}
+        for name, value in unread.items():
+            if value is not None and not (isinstance(value, (dict, list, tuple)) and not value):
+                raise ValueError(
+                    f"{name} was given, but a language model on a tree reads pictures and text alone: hand over the "
+                    "frames as images, with one <image> in the text for each."
+                )
+        return super().__call__(images=images, text=text, **kwargs)
 
 
 def _array(image: Any) -> np.ndarray:
@@ -125,7 +184,7 @@ def make_processor(
     projector: ProjectorSpec | None = None,
     template: str | None = None,
 ) -> LlavaProcessor:
-    """transformers' own LLaVA processor for a tree and a language model; it pads at the left, as generation needs.
+    """transformers' LLaVA processor for a tree and a language model; it pads at the left, as generation needs.
 
     ``<image>`` is added to the tokenizer where it is missing; the model's embeddings must then have room for it.
 
@@ -152,7 +211,7 @@ def make_processor(
     pad_left(tokenizer)
     own = multimodal_template(chat_template(tokenizer, template))
     tokenizer.chat_template = own
-    return LlavaProcessor(
+    return VSTLlavaProcessor(
         image_processor=VSTImageProcessor.from_tree(tree),
         tokenizer=tokenizer,
         patch_size=tree.trunk.patch,

@@ -21,10 +21,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from llava_integration.hosts.options import no_grid
 from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
 from vst.tree.config import MODEL_TYPE, Split, VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.fusion import FUSIONS
 from vst.tree.saving import CARD, CONFIG, PREPROCESSOR, WEIGHTS
 
 # Said to every part of a model; what is meant for the language model alone changes nothing in a tower.
@@ -82,7 +84,8 @@ class VSTVisionConfig(PreTrainedConfig):
     @property
     def patch_size(self) -> int:
         """Side of the trunk's patches in pixels."""
-        return self.tree_config().trunk.patch
+        tree = self.tree_config()
+        return _NoGrid(tree.trunk.patch, tree) if FUSIONS[tree.fusion].multiplies else tree.trunk.patch
 
     @property
     def num_hidden_layers(self) -> int:
@@ -94,6 +97,23 @@ class VSTVisionConfig(PreTrainedConfig):
         """Tokens out for one picture."""
         config = self.tree_config()
         return config.fuser().tokens(config.grid**2)
+
+
+class _NoGrid(int):
+    """A patch's side, of a tree whose tokens are no grid: dividing a picture's side by it asks for that grid.
+
+    Models that lay a picture's tokens out as a grid again (LlavaNext, LlavaOnevision) do so.
+    """
+
+    tree: VSTConfig
+
+    def __new__(cls, side: int, tree: VSTConfig) -> _NoGrid:
+        self = super().__new__(cls, side)
+        self.tree = tree
+        return self
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        raise ValueError(no_grid(self.tree))
 
 
 class VSTVisionModel(PreTrainedModel):
