@@ -47,7 +47,8 @@ def fit(
         fit: how.
         heldout_images: folder of pictures for the report; default: some of images.
         save_tree: write the whole self-contained tree as well as the stitches alone.
-        resume: go on where a killed run stopped; the result is that of an uninterrupted one.
+        resume: go on where a killed run stopped; the result is that of an uninterrupted one. With DeepSpeed this
+            unpickles the run's state, which can run code: resume only folders that you trust.
         overwrite: start the run in out again.
     """
     model, main = VSTEncoder.from_args(tree), os.environ.get("RANK", "0") == "0"

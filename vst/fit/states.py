@@ -80,6 +80,11 @@ def load_state(accelerator: Any, run: Run, steps: int) -> dict[str, Any] | None:
             raise ValueError(complaint)
         return None
     facts = read_json(Path(state) / PROGRESS)
+    if accelerator.is_main_process and str(accelerator.distributed_type).endswith("DEEPSPEED"):
+        print(
+            f"going on from DeepSpeed's state {state}, which is read by unpickling: files of somebody else could run "
+            "code here, so resume only runs of your own."
+        )
     try:
         accelerator.load_state(state)
     except Exception as error:
