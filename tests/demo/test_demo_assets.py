@@ -150,7 +150,7 @@ class TestPrepare:
         assert made == ["dino", "clip", "moji"]
 
     @pytest.mark.parametrize("change", ["version", "archive", "cut", "gone", "ready.json"])
-    def test_made_anew(self, root, made, monkeypatch, change):
+    def test_made_anew(self, root, made, monkeypatch, change, capsys):
         self.place_archives(root)
         assets.prepare(quiet=True)
         made.clear()
@@ -170,7 +170,10 @@ class TestPrepare:
             (root / "ready.json").write_text("{")
             expected = ["dino", "clip", "moji"]
         monkeypatch.setattr(assets, "_RECIPES", (dino, clip, moji))
-        assets.prepare(quiet=True)
+        capsys.readouterr()
+        assets.prepare()
+        told = " ".join(capsys.readouterr().err.split())
+        assert ("clip lost files or has other ones since" in told) == (change in ("cut", "gone"))
         assert made == expected
         assert (root / "clip/content").read_bytes() == (b"new" if change == "archive" else b"clip")
 

@@ -209,6 +209,8 @@ def make_ready(recipes: Sequence[Recipe], quiet: bool = False) -> list[Path]:
         console = Console(stderr=True, quiet=quiet)
         with _lock(root / "lock", console), _progress(console) as progress:
             for recipe in _outdated(recipes, root):  # looked at again: another process may have worked meanwhile
+                if _ready(root).get(recipe.folder, {}).items() >= _sources(recipe).items():
+                    console.print(f"{root / recipe.folder} lost files or has other ones since: it is made anew.")
                 _make(recipe, root, progress)
     return [root / recipe.folder for recipe in recipes]
 
