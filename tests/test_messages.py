@@ -273,7 +273,7 @@ CONFIGS = [
         "workers": [-1], "weight_decay": [NAN, -1], "penalty": [NAN, -1], "warmup": [NAN, 1, -0.1], "cache": [3],
         "cache_limit_gb": [NAN, 0], "deepspeed": [1], "checkpointing": ["no"], "objective": [["ffm"], "x"],
         "match": [None], "start": [1], "seed": ["a", None, 0.5], "save_every": [0], "heldout": [0],
-        "calibration": [0], "precision": [None, "fp16"],
+        "calibration": [0], "precision": [None, "fp16"], "picture_mb": [0, NAN, "many"],
     }),
     (DemoConfig, {}, {
         "trunk": [["clip"], "x"], "splits": [[], [0], [2, 2], [13], 3], "grid": [0], "pictures": [0, "all"],
@@ -293,7 +293,7 @@ CONFIGS = [
         "grid": [0, "8"], "mask_size": [0], "cut": ["pad"], "cka_depths": [[-1]], "cka_pictures": [0],
         "cache_limit_gb": [NAN], "cache": [1], "tolerated_drop": [NAN, 2], "seeds": [["a"], []],
         "families": [[3], ["x"]], "objectives": [[3], ["x"]], "train": [{}], "tasks": [{"t": 3}, []],
-        "precision": ["fp16"],
+        "precision": ["fp16"], "pretrained": ["no", 1],
     }),
     (TrunkConfig, {}, {
         "splits": [[], [0], "6"], "grid": [0], "stitch": [3], "cut": ["x"], "seed": ["a"], "pictures": [1],
@@ -424,6 +424,7 @@ FIT = {
 }  # fmt: skip
 # These change how a fit is run, and are held to change nothing of what it gives.
 OPERATIONAL = {"precision", "checkpointing", "cache", "cache_limit_gb", "workers", "save_every", "deepspeed"}
+BOUNDS = {"picture_mb"}  # which pictures are read at all
 
 
 def test_every_option_of_a_spec_changes_it():
@@ -465,7 +466,7 @@ def test_every_option_of_a_tree_changes_its_tokens(tiny):
 
 
 def test_every_option_of_a_fit_changes_the_stitches(tree_of, pictures):
-    assert set(FIT) | OPERATIONAL == {f.name for f in dataclasses.fields(FitConfig)}
+    assert set(FIT) | OPERATIONAL | BOUNDS == {f.name for f in dataclasses.fields(FitConfig)}
     tree = tree_of("dinov2", "clip", splits=[1])
     start = {n: t.clone() for n, t in tree.state_dict().items()}
 

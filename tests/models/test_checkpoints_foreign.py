@@ -145,7 +145,7 @@ def test_a_normalisation_that_cannot_be(folder, values):
         ({"layer_norm_eps": -1e-5}, "layer_norm_eps -1e-05"),
         ({"layer_norm_eps": None}, "layer_norm_eps None"),
         ({"num_hidden_layers": 10**9}, "depth is 1000000000"),
-        ({"num_hidden_layers": 1000}, "missing"),
+        ({"num_hidden_layers": 500}, "missing"),
         ({"num_hidden_layers": True}, "num_hidden_layers True"),
         ({"hidden_size": 10**12}, "hidden_size"),
         ({"hidden_act": ["gelu"]}, "hidden_act"),
@@ -250,9 +250,9 @@ def test_what_was_probably_meant(source, meant):
 
 
 def test_a_bare_folder_is_a_folder_of_the_hub(folder, monkeypatch):
-    for source in (str(folder), folder):
-        with pytest.raises(ValueError, match=f"did you mean 'hf:{re.escape(str(folder))}'"):
-            describe(source)
+    with pytest.raises(ValueError, match=f"did you mean 'hf:{re.escape(str(folder))}'"):
+        describe(str(folder))
+    assert describe(Path(folder)) == describe(f"hf:{folder}")
     monkeypatch.chdir(folder.parent)
     with pytest.raises(ValueError, match="did you mean 'hf:clip'"):
         describe("clip")
@@ -260,7 +260,7 @@ def test_a_bare_folder_is_a_folder_of_the_hub(folder, monkeypatch):
 
 @pytest.mark.parametrize("source", [None, 5, ["clip-l-336"], {"timm": "x"}, b"clip-l-336"])
 def test_a_source_that_is_no_text(source):
-    with pytest.raises(ValueError, match="expected a text"):
+    with pytest.raises(ValueError, match="expected text such as timm:NAME"):
         describe(source)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -50,11 +51,7 @@ def hold(folder: str | os.PathLike) -> None:
         if folder in _held:
             _held[folder].times += 1
             return
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, but a run needs a folder; give another name.")
-        made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        _held[folder] = _Hold(os.getpid(), _locked(folder / LOCK), made)
+        _held[folder] = _taken(folder)
 
 
 def let_go(folder: str | os.PathLike) -> None:
@@ -88,10 +85,26 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
         let_go(folder)
 
 
+def _taken(folder: Path) -> _Hold:
+    while True:
+        made = True
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            made = False
+        # Who let go of an empty folder takes it away, at any moment between these calls.
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(folder.stat().st_mode):
+                raise ValueError(f"{folder} is a file, but a run needs a folder; give another name.")
+            return _Hold(os.getpid(), _locked(folder / LOCK), made)
+
+
 def _locked(path: Path) -> int | None:
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the folder is gone
+            raise
         except OSError as error:
             if os.access(path.parent, os.W_OK):
                 _unguarded(path.parent, error)

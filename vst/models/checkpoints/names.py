@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -52,10 +51,6 @@ def resolve(source: str) -> tuple[str, str]:
     Raises:
         ValueError: an unknown scheme or name, or a scheme with nothing behind it; says what was probably meant.
     """
-    if isinstance(source, os.PathLike):
-        source = os.fspath(source)
-    if not isinstance(source, str):
-        raise ValueError(f"A model source is a {type(source).__name__}; expected a text: {_expected()}.")
     exact = READY.get(source, source)
     scheme, colon, rest = exact.partition(":")
     if colon and scheme in SCHEMES and rest and not _URL.match(rest):
