@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from typing import Any
 
 from llava_integration import hosts
+from llava_integration.hosts.hooks import FURTHER, no_users
+from llava_integration.hosts.options import GRID_SIDES, grid_sides
 from llava_integration.hosts.versions import auto_classes_served, installed
 
 DISTRIBUTION = "vfm-stitch-tree"
@@ -27,6 +30,9 @@ PARTS = {
 
 def doctor(tree: str | None = None) -> None:
     """Print versions, hosts and (with a tree) what it is and whether it loads; fails with a sentence on what to do.
+
+    A host that is hooked but would not build a tree, and the lock of a build that was ended, count as wrong too. The
+    environment variable VST_HOSTS names further packages to look at.
 
     Examples:
         python -m llava_integration doctor
@@ -107,26 +113,32 @@ def _hosts() -> list[str]:
     """Find the hosts and hook them, for as long as that takes."""
     from vst.results.tables import table
 
-    found, transformers = hosts.find_hosts(), installed("transformers")
+    transformers = installed("transformers")
     rows: list[list[Any]] = []
     if auto_classes_served():
         rows.append(["transformers' LLaVA", transformers, "served by import llava_integration"])
     elif transformers is not None:
         rows.append(["transformers' LLaVA", transformers, "not served: needs transformers 5.0 or later"])
-    problems = []
-    if found:
-        try:
+    problems: list[str] = []
+    found: list[str] = []
+    try:
+        found = hosts.find_hosts()
+        if found or os.environ.get(FURTHER):
             hosts.install()
             for package in found:
                 owners = packages_distributions().get(package, [])
                 version = ", ".join(f"{owner} {installed(owner)}" for owner in owners) or "a folder on the path"
-                rows.append([package, version, f"hooked: {', '.join(hosts.hooked(package))}"])
-        except ImportError as error:
-            problems.append(str(error))
-            rows += [[package, "found", "cannot be hooked"] for package in found]
-        finally:
-            hosts.uninstall()
-    elif not auto_classes_served():
+                if used := hosts.users(package):
+                    rows.append([package, version, f"hooked: {', '.join(hosts.hooked(package))}; used in {used[0]}"])
+                else:
+                    rows.append([package, version, "hooked, but nothing in it builds towers so: not served"])
+                    problems.append(no_users(package))
+    except (ImportError, ValueError) as error:
+        problems.append(str(error))
+        rows += [[package, "found", "cannot be hooked"] for package in found]
+    finally:
+        hosts.uninstall()
+    if not found and not problems and not auto_classes_served():
         problems.append(
             "there is nothing here that could use a tree: install the original LLaVA (package llava) beside "
             "transformers 4.37, or transformers 5.0 or later."
@@ -170,4 +182,6 @@ def _tree(name: str) -> list[str]:
     memory = sum(t.numel() for t in tower.vision_tower.state_dict().values()) * 2 / 1e6
     size = f"{tower.num_patches} tokens of width {tower.hidden_size}"
     print(f"The tree loads and runs: {size}, {memory:.0f} MB in float16.")
+    if side not in GRID_SIDES:
+        print(f"In LLaVA-NeXT: {grid_sides(side)}")
     return []

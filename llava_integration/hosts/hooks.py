@@ -1,84 +1,104 @@
 """Hook the tree into the original LLaVA and its forks as a vision tower, with no edit of theirs.
 
-A host builds its tower by ``build_vision_tower``, a function of its module ``model.multimodal_encoder.builder`` that
-other modules import by name. :func:`install` imports that module and puts ours in the function's place, there and
+A host builds its tower by a function of its module ``model.multimodal_encoder.builder`` (:mod:`.builders` lists them)
+that other modules import by name. :func:`install` imports that module and puts ours in the function's place, there and
 wherever it has been imported by name already; whoever imports it later gets ours from the start. Names that are not a
 tree's go on to the host's own.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
-import json
 import logging
 import os
+import re
 import runpy
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-Builder = Callable[..., Any]
+from llava_integration.hosts.builders import FUNCTIONS, Builder, is_ours
+
+__all__ = ["find_hosts", "hooked", "install", "is_ours", "run_module", "uninstall", "users"]
 PACKAGES = ("llava", "eagle", "cambrian")
-FUNCTION = "build_vision_tower"
+FURTHER = "VST_HOSTS"
 _LOG = logging.getLogger("llava_integration")
-_hooks: dict[str, tuple[Builder, Builder]] = {}  # the host's own function and ours, by package
+_hooks: dict[str, dict[str, tuple[Builder, Builder]]] = {}  # the host's own function and ours, by package and name
 
 
-def is_ours(name: Any) -> bool:
-    """Whether a vision tower's name is a tree's: ``vst:...``, or a folder whose config says so."""
-    if not isinstance(name, str) or not name:
-        return False
-    if name.startswith("vst:"):
-        return True
-    try:
-        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") == "vst"
+def find_hosts(packages: Iterable[str] = ()) -> list[str]:
+    """Hosts whose package can be found and has a vision tower's builder; nothing of them is run.
+
+    Args:
+        packages: further ones to look for, beside those that the environment variable VST_HOSTS names.
+    """
+    return [package for package in _known(packages) if _builder_file(package) is not None]
 
 
-def find_hosts() -> list[str]:
-    """Hosts whose package can be found and has a vision tower's builder; nothing of them is run."""
-    return [package for package in PACKAGES if _builder_file(package) is not None]
+def users(package: str) -> list[str]:
+    """Files of a host, relative to its package, that build towers by its functions; nothing is run."""
+    builder = _builder_file(package)
+    if builder is None:
+        return []
+    names, root = _words(builder), builder.parents[2]
+    return sorted(str(file.relative_to(root)) for file in root.rglob("*.py") if _uses(file, names))
 
 
-def install() -> list[str]:
+def install(packages: Iterable[str] = ()) -> list[str]:
     """Let every host that is found take trees as ``--vision_tower``; returns their packages. Twice does no harm.
 
     Call it before a model is built. The log (``llava_integration``) is shown on stderr by the first process, unless the
     program has set up logging itself.
 
+    Args:
+        packages: further ones than llava, eagle and cambrian whose towers are built as LLaVA's are, by
+            ``build_vision_tower`` of their ``model/multimodal_encoder/builder.py`` (``mgm`` is one). The environment
+            variable VST_HOSTS names such packages too, with commas between them.
+
     Raises:
-        ImportError: no host is found, or it cannot be imported.
+        ImportError: no host is found, one that was named is not, or it cannot be imported.
+        ValueError: a name that is none of a package.
     """
-    packages = find_hosts()
-    if not packages:
+    asked = _named(packages)
+    found = find_hosts(asked)
+    lacking = [package for package in asked if package not in found]
+    if lacking or not found:
+        what = f"The package {lacking[0]!r} was named as a host" if lacking else "No host is found"
         raise ImportError(
-            "No host is found: none of the packages llava, eagle and cambrian with model/multimodal_encoder/builder.py "
-            "is on the path; install LLaVA in this environment, or start in its folder."
+            f"{what}: none of the packages {', '.join(lacking or _known())} with model/multimodal_encoder/builder.py "
+            "is on the path; install it in this environment, or start in its folder."
         )
     _show_log()
-    for package in packages:
+    for package in found:
         _install(package)
-    return packages
+        if not users(package):
+            _LOG.warning("%s", no_users(package))
+    return found
+
+
+def no_users(package: str) -> str:
+    """Why a host that is hooked will not see a tree."""
+    return (
+        f"nothing in the package {package!r} uses {' or '.join(FUNCTIONS)}, so it will not build a tree: it is not "
+        "served as it is; build llava_integration.hosts.tower.VSTVisionTower where its towers are built."
+    )
 
 
 def uninstall() -> None:
     """Give every host its own builder back, wherever it was replaced."""
-    for package, (original, ours) in _hooks.items():
-        _replace(package, ours, original)
+    for functions in _hooks.values():
+        for original, ours in functions.values():
+            _replace(ours, original)
     _hooks.clear()
 
 
 def hooked(package: str) -> list[str]:
-    """Modules of a host that build towers by our function."""
-    if package not in _hooks:
-        return []
-    return [name for name, module in _modules(package) if getattr(module, FUNCTION, None) is _hooks[package][1]]
+    """Modules that build towers of a host by our functions."""
+    ours = [ours for _, ours in _hooks.get(package, {}).values()]
+    return [name for name, module in _modules() if any(value is f for value in vars(module).values() for f in ours)]
 
 
 def run_module(name: str, args: list[str]) -> None:
@@ -110,6 +130,22 @@ def run_module(name: str, args: list[str]) -> None:
     leave_group()
 
 
+def _named(packages: Iterable[str]) -> list[str]:
+    """Packages that were named, by whom ever, each once."""
+    if isinstance(packages, str):
+        packages = packages.split(",")
+    words = [*packages, *os.environ.get(FURTHER, "").split(",")]
+    names = [word.strip() for word in words if word.strip()]
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"{name!r} is no package's name: name it as Python imports it, such as mgm.")
+    return list(dict.fromkeys(names))
+
+
+def _known(packages: Iterable[str] = ()) -> list[str]:
+    return list(dict.fromkeys([*PACKAGES, *_named(packages)]))
+
+
 def _builder_file(package: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(package)
@@ -122,41 +158,62 @@ def _builder_file(package: str) -> Path | None:
     return None
 
 
+def _words(file: Path) -> set[str]:
+    """The functions whose names stand in a file."""
+    try:
+        return set(FUNCTIONS) & set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return set()
+
+
+def _uses(file: Path, names: set[str]) -> bool:
+    """Whether a file imports one of the functions to use it there, or calls one."""
+    if not (names := names & _words(file)):
+        return False
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    except (ValueError, SyntaxError):
+        return False
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    called = {getattr(n.func, "id", getattr(n.func, "attr", None)) for n in nodes if isinstance(n, ast.Call)}
+    return bool(names & (called | (imported if file.name != "__init__.py" else set())))
+
+
 def _install(package: str) -> None:
+    for original, ours in _hooks.get(package, {}).values():
+        _replace(original, ours)
     if package in _hooks:
-        _replace(package, *_hooks[package])
         return
     module = f"{package}.model.multimodal_encoder.builder"
     try:
-        original = getattr(importlib.import_module(module), FUNCTION)
+        builder = importlib.import_module(module)
     except Exception as error:  # whatever a host's import raises
         raise ImportError(
             f"The host {package!r} is found but {module} cannot be imported ({type(error).__name__}: {error}): "
             f"see that \"python -c 'import {package}'\" works in this environment."
         ) from error
-
-    @wraps(original)
-    def build_vision_tower(vision_tower_cfg: Any, **kwargs: Any) -> Any:
-        name: Any = getattr(vision_tower_cfg, "mm_vision_tower", getattr(vision_tower_cfg, "vision_tower", None))
-        if not is_ours(name):
-            return original(vision_tower_cfg, **kwargs)
-        from llava_integration.hosts.tower import VSTVisionTower
-
-        return VSTVisionTower(name, vision_tower_cfg, **kwargs)
-
-    _hooks[package] = (original, build_vision_tower)
-    _replace(package, original, build_vision_tower)
+    found = {name: getattr(builder, name) for name in FUNCTIONS if callable(getattr(builder, name, None))}
+    if not found:
+        raise ImportError(
+            f"The host {package!r} is found but {module} has no {' and no '.join(FUNCTIONS)}: it does not build towers "
+            "as LLaVA does, and cannot be hooked."
+        )
+    _hooks[package] = {name: (original, FUNCTIONS[name](original)) for name, original in found.items()}
+    for original, ours in _hooks[package].values():
+        _replace(original, ours)
 
 
-def _modules(package: str) -> list[tuple[str, ModuleType]]:
-    names = [n for n in sys.modules if n == package or n.startswith(f"{package}.") or n == "__main__"]
-    return [(n, sys.modules[n]) for n in names if sys.modules[n] is not None]
+def _modules() -> Iterator[tuple[str, ModuleType]]:
+    """All that is imported, whatever package it is of."""
+    return ((name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType))
 
 
-def _replace(package: str, old: Builder, new: Builder) -> None:
-    for _, module in _modules(package):
-        if getattr(module, FUNCTION, None) is old:
-            setattr(module, FUNCTION, new)
+def _replace(old: Builder, new: Builder) -> None:
+    """Put one function in another one's place wherever it was imported, under whatever name."""
+    for _, module in _modules():
+        for name, value in list(vars(module).items()):
+            if value is old:
+                setattr(module, name, new)
 
 
 def _show_log() -> None:

@@ -13,6 +13,7 @@ from vst.tree.fusion import FUSIONS
 LOG = logging.getLogger("llava_integration")
 PREFIX = "vst:"
 WHOLE = "+whole"
+GRID_SIDES = (224, 336, 384, 448, 512)  # of pictures, that LLaVA-NeXT takes a grid's string for
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def check_options(tree: VSTConfig, args: Any) -> None:
     wanted = [str(getattr(args, name, None) or "") for name in ("mm_patch_merge_type", "image_aspect_ratio")]
     if FUSIONS[tree.fusion].multiplies and (wanted[0].startswith("spatial") or "anyres" in wanted[1]):
         raise ValueError(no_grid(tree))
+    grid = getattr(args, "image_grid_pinpoints", None)
+    if "anyres" in wanted[1] and isinstance(grid, str) and "x" in grid and tree.image_size not in GRID_SIDES:
+        LOG.warning("image_grid_pinpoints is %r: %s", grid, grid_sides(tree.image_size))
     layer = getattr(args, "mm_vision_select_layer", None)
     if layer is not None and layer != tree.feature_layer:
         LOG.warning(
@@ -74,6 +78,15 @@ def check_options(tree: VSTConfig, args: Any) -> None:
             layer,
             tree.feature_layer,
         )
+
+
+def grid_sides(side: int) -> str:
+    """What LLaVA-NeXT cannot do with a tree of this side in pixels, and what it can."""
+    return (
+        f"grids written as (1x1),...,(6x6) want pictures of {', '.join(map(str, GRID_SIDES[:-1]))} or {GRID_SIDES[-1]} "
+        f"pixels a side, and this tree's are of {side}: write image_grid_pinpoints as sizes in pixels, "
+        f"[[{side}, {2 * side}], [{2 * side}, {side}], [{2 * side}, {2 * side}]]."
+    )
 
 
 def no_grid(tree: VSTConfig) -> str:
