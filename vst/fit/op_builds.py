@@ -20,9 +20,8 @@ def builds_folder() -> Path:
     """Where torch builds extensions: ``TORCH_EXTENSIONS_DIR``, or its folder in the user's cache."""
     if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
         return Path(given)
-    from torch.utils.cpp_extension import get_default_build_root
-
-    return Path(get_default_build_root())
+    # As torch.utils.cpp_extension has it, which cannot be imported everywhere: it replaces distutils in the process.
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
 
 
 def stale_locks() -> list[Path]:
