@@ -18,6 +18,7 @@ from transformers import LlavaConfig
 from llava_integration.models.llava import build_projector
 from llava_integration.models.processing import image_tokens
 from llava_integration.train import tuning
+from llava_integration.train.card import language_model_of
 from llava_integration.train.config import TrainerConfig, TuneConfig, processes
 from llava_integration.train.content import noted
 from llava_integration.train.data import Collate, Conversations, DataConfig
@@ -30,6 +31,11 @@ from vst.tree.config import Split, VSTConfig, as_split
 from vst.tree.projector import ProjectorSpec
 
 RANDOM = "random"
+_TRAINED = {
+    "none": "the projector, with a frozen language model (stage 1)",
+    "full": "projector and language model (stage 2)",
+    "lora": "projector, and the language model by LoRA, which is folded in (stage 2)",
+}
 _TITLES = {"none": "stage 1 (projector)", "full": "stage 2", "lora": "stage 2 (LoRA)"}
 
 
@@ -180,7 +186,7 @@ def _train(
     checkpoint = _agreed(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.finite.check_weights()
-    export(trainer, tuner, processor, folder, dtypes)
+    export(trainer, tuner, processor, folder, dtypes, language_model_of(model), _TRAINED[tune.llm])
     skipped = _merged(trainer.skipped)
     if run is None:
         return
