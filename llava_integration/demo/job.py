@@ -27,6 +27,7 @@ from llava_integration.demo import assets
 from llava_integration.demo.config import LlavaDemoConfig
 from llava_integration.demo.page import write_page
 from llava_integration.models import assemble
+from llava_integration.train.card import write_card
 from llava_integration.train.config import TuneConfig
 from llava_integration.train.data import DataConfig
 from llava_integration.train.model import ModelConfig
@@ -74,6 +75,7 @@ def run_demo(
             job.asked(seed, split)
     job.leave_model()
     results = job.results()
+    job.card(results)
     job.page(results)
     run.finish(results)  # last: a run with results is complete
     _show(results, folder)
@@ -286,6 +288,14 @@ class _Job:
             "history": drawn[0]["history"],
             "samples": drawn[0]["samples"],
         }
+
+    def card(self, results: dict[str, Any]) -> None:
+        """The model card, with the scores of the model that is left."""
+        scores = {
+            f"{name}, {values['n']} questions": {part: values[part] for part in ("accuracy", "majority", "blank")}
+            for name, values in results["seeds"][0]["datasets"].items()
+        }
+        write_card(self.run.folder, str(self.assets.llm), "projector and language model (both stages)", scores)
 
     def page(self, results: dict[str, Any]) -> None:
         """Draw the plots and write the page."""

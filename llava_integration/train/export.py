@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LlavaProcessor
 
+from llava_integration.train.card import CARD, is_own_card, write_card
 from vst.tree.saving import weight_files
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ def clear(folder: Path) -> None:
     own = (path.name for pattern in _OF_A_MODEL for path in folder.glob(pattern))
     for name in (*weight_files(folder), *own):
         (folder / name).unlink()
+    if is_own_card(folder / CARD):
+        (folder / CARD).unlink()
 
 
 def export(
-    trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder: Path, dtypes: Mapping[str, torch.dtype]
-) -> None:
-    """Write the model beside the run's files; config.json, which says that there is a model, comes last.
+    trainer: MLLMTrainer, tuner: Any, processor: LlavaProcessor, folder: Path, dtypes: Mapping[str, torch.dtype],
+    language_model: str | None = None, trained: str = "",
+) -> None:  # fmt: skip
+    """Write the model beside the run's files, and a card; config.json, which says that there is a model, comes last.
 
     Args:
         trainer: that has trained it.
@@ -46,6 +50,7 @@ def export(
         processor: of the model.
         folder: the run's.
         dtypes: by name, the type in which each tensor was built: it is saved in it, whatever it was trained in.
+        language_model, trained: for the card, see :func:`llava_integration.train.card.write_card`.
     """
     engine: Any = trainer.deepspeed
     zero3 = trainer.is_deepspeed_enabled and engine.zero_optimization_stage() == 3
@@ -71,6 +76,9 @@ def export(
         model.config.dtype = reduce(torch.promote_types, kinds)
         model.config.save_pretrained(staging)
         processor.save_pretrained(staging)
+        write_card(staging, language_model, trained)
+    if (folder / CARD).exists() and not is_own_card(folder / CARD):
+        (staging / CARD).unlink()  # a user's own stays
     files = sorted(staging.iterdir(), key=lambda p: p.name == "config.json")
     for path in files:
         os.replace(path, folder / path.name)

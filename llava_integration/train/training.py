@@ -18,6 +18,7 @@ from transformers import LlavaConfig
 from llava_integration.models.llava import build_projector
 from llava_integration.models.processing import image_tokens
 from llava_integration.train import tuning
+from llava_integration.train.card import language_model_of
 from llava_integration.train.config import TrainerConfig, TuneConfig, processes
 from llava_integration.train.content import noted
 from llava_integration.train.data import Collate, Conversations, DataConfig
@@ -34,6 +35,11 @@ from vst.tree.projector import ProjectorSpec
 from vst.tree.saving import check_weights
 
 RANDOM = "random"
+_TRAINED = {
+    "none": "the projector, with a frozen language model (stage 1)",
+    "full": "projector and language model (stage 2)",
+    "lora": "projector, and the language model by LoRA, which is folded in (stage 2)",
+}
 _TITLES = {"none": "stage 1 (projector)", "full": "stage 2", "lora": "stage 2 (LoRA)"}
 
 
@@ -120,6 +126,9 @@ def train(
             f"Out of memory ({str(error).split('.')[0]}); --dry-run estimates what a run needs: take a deeper split, a "
             "smaller trainer.per_device_train_batch_size, trainer.gradient_checkpointing true, ZeRO-3 or offload."
         ) from error
+    finally:
+        if run is not None:
+            run.close()
 
 
 def _train(
@@ -203,7 +212,7 @@ def _train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.finite.check_weights()
     with room_for(f"the model in {folder}", "make room and call again with --resume, which has only to write it"):
-        export(trainer, tuner, processor, folder, dtypes)
+        export(trainer, tuner, processor, folder, dtypes, language_model_of(model), _TRAINED[tune.llm])
     skipped = _merged(trainer.skipped)
     if run is None:
         return
