@@ -88,7 +88,8 @@ def model_card(
         "# A language model on a stitch tree",
         "",
         f"LLaVA with one vision tower that several vision models share: a trunk sees pictures of {tree.image_size} x "
-        f"{tree.image_size} pixels, and the others continue from it through stitch layers (fusion: {tree.fusion}{depth}). "
+        f"{tree.image_size} pixels, and the others continue from it through stitch layers (fusion: "
+        f"{tree.fusion}{depth}). "
         f"{f'Trained: {trained}.' if trained else ''}".rstrip(),
         "",
         "```python",

@@ -69,7 +69,7 @@ def test_defaults_that_are_written_out_change_nothing():
         ({"save_total_limit": 0}, r"save_total_limit is 0; expected at least 1"),
         ({"logging_steps": 0}, r"logging_steps is 0; expected a number above 0"),
         ({"fp16": True, "bf16": True}, "both true"),
-        ({"fp16": True, "use_cpu": True}, "a CPU has no fp16"),
+        ({"fp16": True, "use_cpu": True}, "a CPU does not train in fp16"),
         ({"optim": "galore_adamw"}, "optim is 'galore_adamw'.*expected one of adamw_torch"),
         ({"optim": "adam"}, "optim is 'adam'"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "goes by scores"),
