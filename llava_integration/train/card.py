@@ -44,7 +44,8 @@ def language_model_of(model: ModelConfig) -> str | None:
     """The language model that a run, or the stage that it goes on from, began with; None where nothing tells."""
     if model.start is None:
         return model.llm
-    seen, start = set[str](), model.start
+    seen: set[str] = set()
+    start: str | None = model.start
     while start is not None and start not in seen:
         seen.add(start)
         try:
