@@ -18,9 +18,9 @@ SCRIPT = Path(__file__).parents[2] / "train" / "stitch.py"
 
 @pytest.fixture
 def launch(tiny, picture_folder, tmp_path):
-    """Start a fit of 60 steps; ``wait`` gives what it printed."""
+    """Start a fit of 240 steps, some seconds; ``wait`` gives what it printed."""
     tree = {"trunk": tiny("dinov2"), "branches": [tiny("clip", 48, seed=1)], "splits": [1, 3], "image_size": 56}
-    fit = {"epochs": 15, "batch_size": 8, "save_every": 20, "lr": 0.003, "workers": 1}
+    fit = {"epochs": 60, "batch_size": 8, "save_every": 4, "lr": 0.003, "workers": 1}
     file = tmp_path / "fit.yaml"
     file.write_text(json.dumps({"tree": tree, "images": str(picture_folder), "fit": fit}))
 
