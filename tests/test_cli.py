@@ -109,6 +109,8 @@ def test_scripts_show_help(script):
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--config" in done.stdout
+    if script.name in ("stitch.py", "mllm.py"):  # the commands that may go on with a run of DeepSpeed
+        assert "resume only folders that you trust" in " ".join(done.stdout.split())
 
 
 def test_pca_maps_share_directions():

@@ -9,7 +9,7 @@ import torch
 from llava_integration.models.chat import IMAGE_TOKEN
 from vst.measure.latency import measure
 from vst.measure.memory import working_mb
-from vst.tree.config import Split
+from vst.tree.splits import Split
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vst.results.folders import atomic_path
-from vst.tree.config import split_label
+from vst.tree.splits import split_label
 
 
 def accuracy_latency_plot(results: dict[str, Any], path: str | Path) -> None:

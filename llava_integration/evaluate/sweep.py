@@ -26,8 +26,8 @@ from vst.results.folders import Run, read_json
 from vst.results.gain import share_of_gain
 from vst.results.stopping import Stop, stopping
 from vst.results.tables import spread, table
-from vst.tree.config import Split
 from vst.tree.saving import check_weights
+from vst.tree.splits import Split
 
 KINDS = {"one": "single", "full": "full", "vst": "split", "control": "control"}
 """Kind of a row to the kind of a tower in results."""

@@ -17,12 +17,12 @@ from llava_integration.hosts.stamp import (
     STAMP,
     empty_stamp,
     names_sum,
-    not_finite,
     read_stamp,
     shown,
     tower_numbers,
     write_stamp,
 )
+from vst.models.finite import not_finite, some
 from vst.tree.encoder import VSTEncoder
 
 LOG = logging.getLogger("llava_integration")
@@ -133,11 +133,11 @@ class GuardedTower(nn.Module):
         numbers = [names_sum(tree), *[0] * (2 * len(DTYPES))]  # no sums where the stitches are not whole
         if not is_partitioned(tree):
             numbers = tower_numbers(tree)
-            if bad := not_finite(tree):
+            if bad := not_finite(tree.state_dict()):
                 LOG.warning(
-                    "%s holds numbers that are not finite in %d tensors (%s, ...), and is of no use: go back to an "
-                    "earlier state, and train in bfloat16 or at a lower rate",
-                    name, len(bad), bad[0],
+                    "%s holds numbers that are not finite in %s, and is of no use: go back to an earlier state, and "
+                    "train in bfloat16 or at a lower rate",
+                    name, some(bad),
                 )  # fmt: skip
             if self.dtype in DTYPES:
                 kind = str(self.dtype).removeprefix("torch.")

@@ -20,12 +20,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from llava_integration.hosts.builders import FUNCTIONS, Builder, is_ours
+from llava_integration.hosts.builders import FUNCTIONS, LOG, Builder, is_ours
 
 __all__ = ["find_hosts", "hooked", "install", "is_ours", "run_module", "uninstall", "users"]
 PACKAGES = ("llava", "eagle", "cambrian")
 FURTHER = "VST_HOSTS"
-_LOG = logging.getLogger("llava_integration")
 _hooks: dict[str, dict[str, tuple[Builder, Builder]]] = {}  # the host's own function and ours, by package and name
 
 
@@ -35,7 +34,7 @@ def find_hosts(packages: Iterable[str] = ()) -> list[str]:
     Args:
         packages: further ones to look for, beside those that the environment variable VST_HOSTS names.
     """
-    return [package for package in _known(packages) if _builder_file(package) is not None]
+    return [package for package in known_hosts(packages) if _builder_file(package) is not None]
 
 
 def users(package: str) -> list[str]:
@@ -68,14 +67,14 @@ def install(packages: Iterable[str] = ()) -> list[str]:
     if lacking or not found:
         what = f"The package {lacking[0]!r} was named as a host" if lacking else "No host is found"
         raise ImportError(
-            f"{what}: none of the packages {', '.join(lacking or _known())} with model/multimodal_encoder/builder.py "
-            "is on the path; install it in this environment, or start in its folder."
+            f"{what}: none of the packages {', '.join(lacking or known_hosts())} with "
+            "model/multimodal_encoder/builder.py is on the path; install it here, or start in its folder."
         )
     _show_log()
     for package in found:
         _install(package)
         if not users(package):
-            _LOG.warning("%s", no_users(package))
+            LOG.warning("%s", no_users(package))
     return found
 
 
@@ -142,7 +141,8 @@ def _named(packages: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _known(packages: Iterable[str] = ()) -> list[str]:
+def known_hosts(packages: Iterable[str] = ()) -> list[str]:
+    """Packages that are looked for: ours, those given, and those that VST_HOSTS names."""
     return list(dict.fromkeys([*PACKAGES, *_named(packages)]))
 
 
@@ -217,10 +217,10 @@ def _replace(old: Builder, new: Builder) -> None:
 
 
 def _show_log() -> None:
-    if logging.getLogger().handlers or _LOG.handlers or os.environ.get("RANK", "0") != "0":
+    if logging.getLogger().handlers or LOG.handlers or os.environ.get("RANK", "0") != "0":
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("[vst] %(message)s"))
-    _LOG.addHandler(handler)
-    _LOG.setLevel(logging.INFO)
-    _LOG.propagate = False
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vst.tree.config import MODEL_TYPE, VSTConfig, as_split
+from vst.tree.config import MODEL_TYPE, VSTConfig
 from vst.tree.fusion import FUSIONS
+from vst.tree.splits import as_split
 
 LOG = logging.getLogger("llava_integration")
 PREFIX = "vst:"

@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 
 from llava_integration.hosts import hooks
+from llava_integration.hosts.builders import LOG
 from llava_integration.hosts.versions import auto_classes_served
 
 
@@ -21,10 +22,10 @@ def hook_for(module: str) -> None:
     try:
         hooks.install()
     except ImportError as error:
-        if module.partition(".")[0] in hooks.PACKAGES or not auto_classes_served():
+        if module.partition(".")[0] in hooks.known_hosts() or not auto_classes_served():
             raise
         if hooks.find_hosts():
-            hooks._LOG.warning("%s", error)
+            LOG.warning("%s", error)
 
 
 def find_script(name: str) -> EntryPoint | None:

@@ -106,12 +106,6 @@ def samples_of(tree: nn.Module) -> dict[str, Tensor]:
     return {n: t[:: max(1, t.numel() // SAMPLE)] for n, t in flat.items()}
 
 
-def not_finite(tree: nn.Module) -> list[str]:
-    """Names of a tree's tensors that hold numbers which are not finite."""
-    state = tree.state_dict()
-    return [n for n, t in state.items() if t.is_floating_point() and not t.is_meta and not bool(t.isfinite().all())]
-
-
 def checksum(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> int:
     """62 bits of a hash of named tensors, as they are after a cast to ``dtype``."""
     digest = hashlib.blake2b(digest_size=8)

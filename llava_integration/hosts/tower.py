@@ -22,10 +22,11 @@ from llava_integration.hosts.options import HostConfig, check_options, no_grid, 
 from llava_integration.hosts.partitioned import fill_partitioned, is_partitioned
 from llava_integration.hosts.renamed import own_names, rename
 from vst.models.vfm import VFM
-from vst.tree.config import Split, VSTConfig
+from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.fusion import FUSIONS
 from vst.tree.saving import read_config
+from vst.tree.splits import Split
 
 LOG = logging.getLogger("llava_integration")
 _AUTO_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")

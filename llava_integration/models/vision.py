@@ -24,10 +24,11 @@ from transformers.utils.generic import can_return_tuple
 from llava_integration.hosts.options import no_grid
 from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
-from vst.tree.config import MODEL_TYPE, Split, VSTConfig
+from vst.tree.config import MODEL_TYPE, VSTConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.fusion import FUSIONS
 from vst.tree.saving import CARD, CONFIG, PREPROCESSOR, WEIGHTS
+from vst.tree.splits import Split
 
 # Said to every part of a model; what is meant for the language model alone changes nothing in a tower.
 _FOR_ALL_PARTS = set(TransformersKwargs.__annotations__) - {"output_attentions"}

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from llava_integration.train.model import ModelConfig
 from vst.results.folders import atomic_path, read_json
+from vst.tree.card import cell
 
 CARD = "README.md"
 _TAG = "stitch-tree"
@@ -71,10 +72,10 @@ def model_card(
     text = config.text_config
     known, licence = _named(language_model)
     rows = [
-        f"| {what} | `{_cell(spec.source)}` | {spec.width} | {_cell(spec.license)} |"
-        for what, spec in [("trunk", tree.trunk), *((f"branch `{_cell(b.name)}`", b.spec) for b in tree.branches)]
+        f"| {what} | `{cell(spec.source)}` | {spec.width} | {cell(spec.license)} |"
+        for what, spec in [("trunk", tree.trunk), *((f"branch `{cell(b.name)}`", b.spec) for b in tree.branches)]
     ]
-    rows.append(f"| language model | `{_cell(known or text.model_type)}` | {text.hidden_size} | {_cell(licence)} |")
+    rows.append(f"| language model | `{cell(known or text.model_type)}` | {text.hidden_size} | {cell(licence)} |")
     licences = {spec.license for spec in tree.specs.values()} | {licence}
     head = ModelCardData(
         library_name="transformers",
@@ -84,7 +85,7 @@ def model_card(
         tags=["vision", "llava", "model-stitching", _TAG],
     )
     split = config.vision_config.to_dict().get("split")
-    depth = f", split {_cell(str(split))}" if split is not None and tree.branches else ""
+    depth = f", split {cell(str(split))}" if split is not None and tree.branches else ""
     lines = [
         "# A language model on a stitch tree",
         "",
@@ -115,10 +116,10 @@ def model_card(
     ]
     if scores:
         columns = list(dict.fromkeys(name for values in scores.values() for name in values))
-        lines += [f"| data | {' | '.join(map(_cell, columns))} |", f"|---|{len(columns) * '---|'}"]
+        lines += [f"| data | {' | '.join(map(cell, columns))} |", f"|---|{len(columns) * '---|'}"]
         for data, values in scores.items():
             cells = [f"{100 * values[name]:.1f} %" if name in values else "" for name in columns]
-            lines.append(f"| {_cell(data)} | {' | '.join(cells)} |")
+            lines.append(f"| {cell(data)} | {' | '.join(cells)} |")
         lines.append("")
     else:
         lines += ["No scores were measured with this training.", ""]
@@ -140,8 +141,3 @@ def _named(language_model: str | None) -> tuple[str | None, str]:
     except (OSError, ValueError, HFValidationError):
         licence = "unknown"
     return folder.resolve().name if folder.is_dir() or folder.is_absolute() else language_model, licence
-
-
-def _cell(text: str) -> str:
-    """Text that can break neither a table's cell nor its line, and is no HTML."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

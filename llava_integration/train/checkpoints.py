@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vst.results.folders import read_json
-from vst.results.sealed import damage, seal
+from vst.results.sealed import newest_sound, seal
 from vst.results.stopping import Stop, stopping
 
 COMPLETE, SECONDS = "complete", "seconds.json"
@@ -33,25 +32,13 @@ def last_checkpoint(folder: Path) -> Path | None:
         ValueError: there are whole ones, and none is sound.
     """
     whole: list[Path] = []
-    complaints: list[str] = []
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).is_file():
             whole.append(path)
         else:
             shutil.rmtree(path)
-    for path in sorted(whole, key=_step, reverse=True):
-        wrong = damage(path) or _implausible(path)
-        if wrong is None:
-            if complaints:
-                warnings.warn(f"{'; '.join(complaints)}; going on from the one at step {_step(path)}.", stacklevel=2)
-            return path
-        complaints.append(f"The checkpoint {path} is damaged ({wrong})")
-    if complaints:
-        raise ValueError(
-            f"{'; '.join(complaints)}, and there is no other to go on from: put back what was written, or delete "
-            f"{folder} and resume, which starts from the first step."
-        )
-    return None
+    anew = f"delete {folder} and resume, which starts from the first step"
+    return newest_sound(sorted(whole, key=_step, reverse=True), "checkpoint", _implausible, anew)
 
 
 def check_resumable(checkpoint: Path, *, engine: bool) -> None:
@@ -64,16 +51,13 @@ def check_resumable(checkpoint: Path, *, engine: bool) -> None:
     Raises:
         ValueError: optimizer, schedule or random states are missing.
     """
-    again = "start the run again with --overwrite"
-    wanted = {"trainer_state.json": ("trainer_state.json",), "random states": ("rng_state*.pth",)}
-    wanted["optimizer"] = ("latest",) if engine else ("optimizer.pt",)
-    if not engine:
-        wanted["schedule"] = ("scheduler.pt",)
-    missing = [what for what, (pattern,) in wanted.items() if not list(checkpoint.glob(pattern))]
+    wanted = {"trainer_state.json": _STATE, "random states": "rng_state*.pth"}
+    wanted |= {"optimizer": "latest"} if engine else {"optimizer": "optimizer.pt", "schedule": "scheduler.pt"}
+    missing = [what for what, pattern in wanted.items() if not any(checkpoint.glob(pattern))]
     if missing:
         raise ValueError(
             f"{checkpoint} holds no {', '.join(missing)} to go on with (trainer.save_only_model leaves them out), and "
-            f"a run that begins them anew would be another one: {again}."
+            f"a run that begins them anew would be another one: start the run again with --overwrite."
         )
 
 
@@ -113,7 +97,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _implausible(checkpoint: Path) -> str | None:
-    """What cannot be in a checkpoint's state; it is all that tells where there are no digests."""
+    """What cannot be in a checkpoint's state."""
     try:
         state = read_json(checkpoint / _STATE)
         step, steps = state["global_step"], state["max_steps"]

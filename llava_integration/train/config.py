@@ -92,12 +92,6 @@ class TrainerConfig:
 
         options.check(self.values)
         cuda = torch.cuda.is_available()
-        on_cpu = not cuda or self.values.get("use_cpu") is True
-        if on_cpu and self.values.get("fp16") not in (None, False):
-            raise ValueError(
-                f"trainer.fp16 is {self.values['fp16']!r}, and this run is on a CPU, where it changes nothing: leave "
-                "it out for fp32, or give trainer.bf16."
-            )
         total = _BATCH[tune.llm] if batch_size is None else batch_size
         per_device, accumulated = spread(total, self.at_a_time(tune), processes)
         defaults = {

@@ -7,7 +7,7 @@ weight changes. That goes on until the scale has fallen below 1; a loss that is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llava_integration.train.checkpoints import COMPLETE
+from vst.models.finite import not_finite
 
 if TYPE_CHECKING:
     from llava_integration.train.trainer import MLLMTrainer
@@ -56,7 +57,7 @@ class StopAtNonFinite(TrainerCallback):
         step, bad_loss = state.global_step + 1, self._bad_loss
         self._bad_loss = None
         gradients = self._gradients()
-        seen = _not_finite(gradients.values())
+        seen = _any_not_finite(gradients.values())
         device = self.trainer.args.device
         flags = torch.stack([torch.zeros((), device=device), torch.zeros((), device=device)])
         flags[0] = 0 if bad_loss is None else bad_loss
@@ -67,7 +68,7 @@ class StopAtNonFinite(TrainerCallback):
         if loss:
             raise NotFinite(self._sentence("The loss", step))
         if (gradient or self._engine_overflow()) and not self._scale_searched():
-            names = [n for n, g in gradients.items() if not torch.isfinite(g).all()]
+            names = not_finite(gradients)
             raise NotFinite(self._sentence(f"The gradient{_of(names)}", step))
 
     def on_log(
@@ -121,7 +122,7 @@ class StopAtNonFinite(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         # Under ZeRO-3 a parameter is in pieces, of which each process has one.
         held = {n: getattr(p, "ds_tensor", p).detach() for n, p in model.named_parameters() if p.requires_grad}
-        names = not_finite_names(held)
+        names = not_finite(held)
         if _several():
             parts: list[Any] = [None] * distributed.get_world_size()
             distributed.all_gather_object(parts, names)
@@ -141,12 +142,7 @@ class StopAtNonFinite(TrainerCallback):
         )
 
 
-def not_finite_names(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the floating tensors that hold a value that is not finite."""
-    return [n for n, t in tensors.items() if t.is_floating_point() and t.numel() and not torch.isfinite(t).all()]
-
-
-def _not_finite(tensors: Iterable[Tensor]) -> Tensor | None:
+def _any_not_finite(tensors: Iterable[Tensor]) -> Tensor | None:
     """Whether any is not finite, without waiting for the device: a sum holds what its parts hold."""
     sums = [t.sum(dtype=torch.float32) for t in tensors]
     return ~torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all() if sums else None

@@ -27,8 +27,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from vst.measure.cost import activation_bytes, full_cost, tree_cost
 from vst.results.tables import table
-from vst.tree.config import VSTConfig, split_label
+from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.splits import split_label
 
 Split = int | Mapping[str, int] | Literal["full"]
 

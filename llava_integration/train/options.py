@@ -193,7 +193,7 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
-    cpu = values.get("use_cpu", not torch.cuda.is_available())
+    cpu = values.get("use_cpu") is True or not torch.cuda.is_available()
     if values.get("fp16") and values.get("bf16"):
         raise ValueError("trainer.fp16 and trainer.bf16 are both true; give one.")
     if values.get("fp16") and cpu:

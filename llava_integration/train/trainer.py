@@ -24,7 +24,7 @@ from llava_integration.train.tuning import groups
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.results.progress import Progress
 from vst.results.room import room_for
-from vst.tree.config import Split
+from vst.tree.splits import Split
 
 TRAINED, SKIPPED = "trained.safetensors", "skipped.json"
 _MAKE_ROOM = "make room and call again with --resume, which goes on from the last checkpoint that was saved"

@@ -30,9 +30,10 @@ from vst.fit.allocator import keep_freed_memory
 from vst.fit.op_builds import clear_stale_locks
 from vst.results.folders import Run, read_json
 from vst.results.room import room_for
-from vst.tree.config import Split, VSTConfig, as_split
+from vst.tree.config import VSTConfig
 from vst.tree.projector import ProjectorSpec
 from vst.tree.saving import check_weights
+from vst.tree.splits import Split, as_split
 
 RANDOM = "random"
 _TRAINED = {

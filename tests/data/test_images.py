@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchvision.transforms import v2
 
 from vst.data import images, pictures
-from vst.data.images import ImageTransform, UnreadableImage, cut, open_image, to_rgb
+from vst.data.images import ImageTransform, UnreadableImage, cut, open_image
 from vst.data.pictures import ImageSet, Skipped, collate
+from vst.data.rgb import to_rgb
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP = ImageTransform(32, MEAN, STD)

@@ -14,8 +14,10 @@ from PIL import Image
 from llava_integration.train.data import Conversations, DataConfig
 from vst import fit_stitches
 from vst.data import images, large
-from vst.data.images import ImageTransform, UnreadableImage, open_image, to_rgb, upright_size
-from vst.data.pictures import ImageSet, Skipped, picture_names
+from vst.data.folders import picture_names
+from vst.data.images import ImageTransform, UnreadableImage, open_image, upright_size
+from vst.data.pictures import ImageSet, Skipped
+from vst.data.rgb import to_rgb
 from vst.protocol.sources import _pairs
 
 SMALL = ImageTransform(8, (0.5,) * 3, (0.5,) * 3)
@@ -215,7 +217,8 @@ def test_clip_art_of_many_pixels_takes_little_memory(tmp_path):
     image.save(tmp_path / "a.png", transparency=0, compress_level=1)
     code = """if True:
         import resource, sys
-        from vst.data.images import ImageTransform, to_rgb
+        from vst.data.images import ImageTransform
+        from vst.data.rgb import to_rgb
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         x = ImageTransform(224, (0.0,) * 3, (1.0,) * 3)(sys.argv[1])
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -109,7 +109,7 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_state_is_passed_over_with_a_word(kind, killed, whole, fit):
     DAMAGE[kind](killed / "state" / "step-00000008")
-    with pytest.warns(UserWarning, match=r"step-00000008 is damaged \(.*\); going on from the one at step 4\."):
+    with pytest.warns(UserWarning, match=r"step-00000008 is damaged \(.*\); going on from step-00000004\."):
         fit(killed, resume=True)
     same(whole, killed)
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vst.results.folders import Run
+from vst.results.folders import Run, read_json
 from vst.results.locks import LOCK, FolderInUse, held, hold, let_go
 
 HOLDER = """
@@ -50,7 +50,9 @@ def test_a_killed_holders_workers_do_not_keep_the_folder(tmp_path):
     first = holder(tmp_path / "run", "fork")
     first.send_signal(signal.SIGKILL)
     first.wait()
-    Run(tmp_path / "run", {}, resume=True).close()
+    run = Run(tmp_path / "run", {}, resume=True)
+    assert (tmp_path / "run" / LOCK).read_text().strip() == str(os.getpid())
+    run.close()
 
 
 def test_one_process_shares_its_folders_and_leaves_no_file(tmp_path):
@@ -74,7 +76,8 @@ def test_a_refused_run_holds_nothing(tmp_path):
 def test_a_killed_runs_lock_alone_is_an_empty_folder(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).write_text("1\n")
-    Run(tmp_path / "run", {})
+    Run(tmp_path / "run", {"seed": 3})
+    assert read_json(tmp_path / "run" / "run.json") == {"seed": 3}
 
 
 def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path):
@@ -97,6 +100,7 @@ def test_a_folder_that_can_only_be_read_needs_no_lock(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "open", lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
         monkeypatch.setattr(os, "access", lambda *a: False)
         Run(tmp_path / "run", {}, resume=True).close()
+        assert not (tmp_path / "run" / LOCK).exists()
     finally:
         (tmp_path / "run").chmod(0o755)
 

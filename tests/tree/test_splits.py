@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vst import VSTEncoder
-from vst.tree.config import as_split, split_label
+from vst.tree.splits import as_split, split_label
 
 
 def pixels_of(tree, batch=2, seed=0):

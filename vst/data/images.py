@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vst.data import large
+from vst.data.rgb import SIDEWAYS, Colour, to_rgb, turn_of
 
 CUTS = ("crop", "squash", "pad")
 INTERPOLATIONS = {
@@ -32,20 +32,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 # Only these decoders may look at a file: Pillow would otherwise hand a disguised EPS to an outside program.
 FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"] + ["AVIF"] * len(AVIF)
 
-# By EXIF's orientation; 1 is upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
-
-Colour = tuple[int, int, int]
-
 
 class UnreadableImage(ValueError):
     """A picture that cannot be had; ``reason`` says why without naming the file."""
@@ -53,74 +39,6 @@ class UnreadableImage(ValueError):
     def __init__(self, reason: str, path: str | os.PathLike | None = None):
         super().__init__(reason if path is None else f"{os.fspath(path)}: {reason}")
         self.reason = reason
-
-
-def to_rgb(image: Image.Image, background: Colour = (255, 255, 255)) -> Image.Image:
-    """Turn a picture of any mode upright and into RGB.
-
-    The EXIF orientation is applied. Transparency (RGBA, LA, palette or colour key) is composited over ``background``.
-    16-bit grey is scaled from 0..65535 to 0..255. Whole numbers of 32 bits (Pillow's mode ``I``) are taken as 0..255
-    where none is larger, else as 0..65535; numbers with a point (mode ``F``) as 0..1 where none is larger, else as
-    0..255. Of an animation the current frame is taken, which is the first one in a picture that was just opened.
-    A picture of four times :data:`vst.data.large.ENOUGH` pixels or more is shrunk by a whole factor on the way.
-
-    Args:
-        image: picture of any mode.
-        background: RGB, 0..255.
-
-    Returns:
-        A picture of mode RGB.
-
-    Raises:
-        OSError, ValueError: the picture's data cannot be decoded, its mode not be converted, or its numbers lie in no
-            range that is known.
-    """
-    image.load()  # before the orientation is asked for: what fails in there is then the EXIF block, not the pixels
-    turn = _turn(image)
-    bits = _to_8_bits(image)
-    image = large.in_bands(image, lambda band: _flattened(band, bits, background))
-    return image if turn is None else image.transpose(turn)
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings a picture upright, by its EXIF block."""
-    with suppress(Exception):  # Pillow raises many types here; a damaged EXIF block takes nothing from the pixels
-        return _TURNS.get(image.getexif().get(0x0112, 1))
-    return None
-
-
-def _flattened(image: Image.Image, bits: Callable[[np.ndarray], np.ndarray] | None, background: Colour) -> Image.Image:
-    """A picture, or a band of one, in RGB over a background."""
-    if bits is not None:
-        image = Image.fromarray(bits(np.asarray(image)).astype(np.uint8))
-    if image.mode == "La":  # has no way to RGB of its own
-        image = image.convert("LA")
-    colour_key = image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
-    if colour_key or image.mode in ("RGBA", "RGBa", "LA", "PA"):
-        canvas = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _to_8_bits(image: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
-    """How the numbers of a picture become 0..255; None where they are.
-
-    Raises:
-        ValueError: the numbers lie in no range that is known.
-    """
-    if image.mode.startswith("I;"):
-        return lambda grey: (grey.astype(np.int64) + 128) // 257
-    if image.mode not in ("I", "F"):
-        return None
-    numbers = np.asarray(image)
-    low, high = float(numbers.min()), float(numbers.max())  # NaN where one is
-    most = 65535 if image.mode == "I" else 255
-    if not 0 <= low <= high <= most:
-        kind, expected = ("whole numbers", "0..255 or 0..65535") if image.mode == "I" else ("numbers", "0..1 or 0..255")
-        raise ValueError(f"{kind} from {low:g} to {high:g}; expected {expected}")
-    if image.mode == "I":
-        return (lambda grey: grey) if high <= 255 else lambda grey: (grey.astype(np.int64) + 128) // 257
-    return lambda grey: np.rint(grey * 255 if high <= 1 else grey)
 
 
 def picture_of(given: Any) -> Image.Image:
@@ -154,7 +72,7 @@ def upright_size(image: Image.Image | str | os.PathLike) -> tuple[int, int]:
         with Image.open(image, formats=FORMATS) as opened:
             return upright_size(opened)
     width, height = image.size
-    return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
+    return (height, width) if turn_of(image) in SIDEWAYS else (width, height)
 
 
 def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, picture_mb: float = PICTURE_MB) -> Image.Image:

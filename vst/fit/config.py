@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from vst.data.images import PICTURE_MB
 from vst.fit.heldout import StitchReport
 from vst.fit.objectives import MATCHES, OBJECTIVES, closed_forms, fitting_objectives
 from vst.fit.similarity import Agreement
-from vst.models.fields import Limits, check_fields, number, one_of
+from vst.models.fields import Limits, check_fields, number, one_of, shown
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,25 @@ class FitConfig:
         if self.match not in objective.units:
             fit = ", ".join(n for n in fitting_objectives() if self.match in OBJECTIVES[n].units)
             raise ValueError(f"match {self.match!r} goes with objective {fit} only, not with {self.objective!r}.")
+
+    @classmethod
+    def of(cls, config: FitConfig | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> FitConfig:
+        """A config from one, or from a mapping of its fields, with some fields changed.
+
+        Raises:
+            ValueError: neither of these.
+            TypeError: a field that there is not; says what was probably meant.
+        """
+        if isinstance(config, Mapping):
+            changes, config = {**config, **changes}, None
+        if config is not None and not isinstance(config, FitConfig):
+            raise ValueError(f"config is {shown(config)}; expected a FitConfig, or its fields: FitConfig(epochs=2).")
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(changes) - known):
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise TypeError(f"fit_stitches has no option {unknown[0]!r}{hint}; see FitConfig.")
+        return replace(config or cls(), **changes)
 
 
 @dataclass(frozen=True)

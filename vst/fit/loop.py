@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,19 @@ from torch.utils.data import DataLoader, Subset
 
 from vst.data.images import PICTURE_MB
 from vst.data.pictures import ImageSet, collate
+from vst.fit.clock import Clock
 from vst.fit.config import FitConfig, FitResult, rate_factor
 from vst.fit.heldout import StitchReport, UnreadableHeldout, check_tree, evaluate_stitches
 from vst.fit.history import Window
 from vst.fit.matching import TRUNK_PIXELS, Calibrations, Matcher, Teacher, check_closed_form, transforms
 from vst.fit.objectives import OBJECTIVES
+from vst.fit.order import batches, divide
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for, check_engine, gathered
 from vst.fit.states import drop_states, has_state, load_state, save_state
 from vst.fit.targets import Targets
 from vst.models.fields import checked, shown
+from vst.models.finite import not_finite
 from vst.models.vfm import VFM
 from vst.results.folders import Run, read_json
 from vst.results.progress import progress, track
@@ -77,7 +78,7 @@ def fit_stitches(
         TypeError: an option that there is not.
     """
     check_tree(tree, "fit_stitches")
-    config = _config(config, changes)
+    config = FitConfig.of(config, changes)
     if folder is not None and (not isinstance(folder, (str, Path)) or not str(folder)):
         raise ValueError(f"folder is {shown(folder)}; expected the path of a run folder, or none.")
     checked(resume, bool, "resume")
@@ -91,19 +92,6 @@ def fit_stitches(
     finally:
         for model in (tree, *(targets or {}).values()):
             model.to(home)
-
-
-def _config(config: FitConfig | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> FitConfig:
-    known = {f.name for f in fields(FitConfig)}
-    if isinstance(config, Mapping):
-        changes, config = {**config, **changes}, None
-    if config is not None and not isinstance(config, FitConfig):
-        raise ValueError(f"config is {shown(config)}; expected a FitConfig, or its fields: FitConfig(epochs=2).")
-    if unknown := sorted(set(changes) - known):
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise TypeError(f"fit_stitches has no option {unknown[0]!r}{hint}; see FitConfig.")
-    return replace(config or FitConfig(), **changes)
 
 
 class _Fit:
@@ -134,27 +122,16 @@ class _Fit:
         self.heldout_data = self.data
         if heldout_images is not None:
             self.heldout_data = ImageSet(heldout_images, transforms(tree), picture_mb=config.picture_mb)
-        self.train, self.heldout = self._divide(heldout_images is None)
+        self.train, self.heldout = divide(len(self.data), config.heldout if heldout_images is None else 0, config.seed)
+        if heldout_images is not None:
+            self.heldout = list(range(len(self.heldout_data)))
         self.teacher = Teacher(tree, targets).to(self.device)
         self.skipped: dict[str, str] = {}
-        self.began = time.monotonic()
-        self.seconds: dict[str, float] = {}
-        self.before: dict[str, float] = {}  # seconds of the calls that a resumed one goes on from
+        self.clock = Clock()
         self.cache_bytes = 0
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def _divide(self, hold_out: bool) -> tuple[list[int], list[int]]:
-        order = torch.randperm(len(self.data), generator=_generator(self.config.seed)).tolist()
-        if not hold_out:
-            return order, list(range(len(self.heldout_data)))
-        held = min(self.config.heldout, len(order) // 5)
-        if not held:
-            raise ValueError(
-                f"{len(order)} pictures were given; a fit needs 5 to keep one out: pass more, or heldout_images."
-            )
-        return order[held:], order[:held]
 
     def run(self, folder: str | Path | None, resume: bool, overwrite: bool) -> FitResult:
         run = self._open(folder, resume, overwrite)
@@ -170,14 +147,16 @@ class _Fit:
         resume = resume and has_state(run)
         explained: dict[str, float | None] = {}
         if OBJECTIVES[self.config.objective].closed_form:
-            explained = self._calibrate(None)
+            with self.clock.phase("calibration"):
+                explained = self._calibrate(None)
             self._check_finite(0)
             history: list[dict[str, float]] = []
             steps = 0
         else:
             matcher = Matcher(self.teacher, self.config.objective, self.config.match)
             if not resume:
-                explained = self._calibrate(matcher)
+                with self.clock.phase("calibration"):
+                    explained = self._calibrate(matcher)
             steps, history, explained = self._loop(matcher, run, resume, explained)
         result = self._report(run, steps, history, explained)
         self.accelerator.wait_for_everyone()
@@ -214,7 +193,6 @@ class _Fit:
     @torch.no_grad()
     def _calibrate(self, matcher: Matcher | None) -> dict[str, float | None]:
         """Closed-form start; every process does the same, so nothing has to be exchanged."""
-        began = time.monotonic()
         chosen = self.train[: self.config.calibration]
         loader = DataLoader(Subset(self.data, chosen), batch_size=16, collate_fn=collate)
         sums, seen = Calibrations(self.tree, None if matcher is None else self.config.objective), 0
@@ -230,17 +208,7 @@ class _Fit:
         explained = sums.start(form, penalty=self.config.penalty)
         if matcher is not None:
             sums.set_scales(matcher)
-        self.seconds["calibration"] = time.monotonic() - began
         return {f"{name}@{split}": value for (name, split), value in explained.items()}
-
-    def _plan(self) -> list[list[int]]:
-        """Global batches of all epochs: what each step sees depends on the seed alone, not on how many processes."""
-        batches = []
-        for epoch in range(self.config.epochs):
-            order = torch.randperm(len(self.train), generator=_generator(self.config.seed, epoch + 1)).tolist()
-            size = self.config.batch_size
-            batches += [[self.train[i] for i in order[at : at + size]] for at in range(0, len(order), size)]
-        return batches
 
     def _loop(
         self, matcher: Matcher, run: Run | None, resume: bool, explained: dict[str, float | None]
@@ -256,23 +224,24 @@ class _Fit:
                 self.data, config, bf16=self.bf16, main=self.main, show=self.show, wait=accelerator.wait_for_everyone
             )
             self.cache_bytes = targets.cache_bytes
-        plan, first, history, window = self._plan(), 0, [], Window(matcher.keys)
+        plan = batches(self.train, config.epochs, config.batch_size, config.seed)
+        first, history, window = 0, [], Window(matcher.keys)
         if run is not None and resume and (saved := load_state(accelerator, run, len(plan))) is not None:
             first, history, explained = saved["step"], saved["history"], saved["explained"]
             self.skipped.update(saved["skipped"])
-            self.before, self.seconds = saved.get("seconds", {}), {}
+            self.clock.go_on(saved.get("seconds", {}))
             if self.main and "pending" in saved:
                 window.restore(saved["pending"])
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = [batch[rank::world] for batch in plan[first:]]
         loader = DataLoader(self.data, batch_sampler=shares, collate_fn=collate, num_workers=config.workers)
-        began = time.monotonic()
         for branch in self.tree.branches.values():
             branch.tail.checkpointing = config.checkpointing
         # Without a folder there is nothing to save, and signals do what they always do.
         listening = nullcontext(Stop()) if run is None else stopping()
         try:
-            with listening as stop, progress(f"{config.objective} fit", len(plan), self.show) as bar:
+            title = f"{config.objective} fit"
+            with self.clock.phase("fit"), listening as stop, progress(title, len(plan), self.show) as bar:
                 bar.skip(first)
                 for step, (pixels, kept, skipped) in enumerate(loader, start=first):
                     self.skipped.update({s.name: s.reason for s in skipped})
@@ -298,7 +267,7 @@ class _Fit:
                             "pending": window.pending(accelerator),
                             "explained": explained,
                             "skipped": gathered(accelerator, self.skipped),
-                            "seconds": self._spent(began),
+                            "seconds": self.clock.spent(),
                         }
                         save_state(accelerator, run, facts)
                     if run is not None and stopped:
@@ -307,7 +276,6 @@ class _Fit:
         finally:
             for branch in self.tree.branches.values():
                 branch.tail.checkpointing = False
-        self.seconds["fit"] = time.monotonic() - began
         return len(plan), history, explained
 
     def _check_finite(self, step: int) -> None:
@@ -316,11 +284,8 @@ class _Fit:
         Raises:
             RuntimeError: a stitch holds weights that are not finite.
         """
-        bad = [
-            f"{name}@{split}"
-            for (name, split), stitch in self.tree.stitches().items()
-            if not all(bool(torch.isfinite(p).all()) for p in stitch.state_dict().values())
-        ]
+        stitches = self.tree.stitches().items()
+        bad = [f"{name}@{split}" for (name, split), stitch in stitches if not_finite(stitch.state_dict())]
         if bad:
             raise RuntimeError(
                 f"The weights of {', '.join(bad)} are not finite after step {step}: lower lr, or use precision fp32; "
@@ -358,38 +323,24 @@ class _Fit:
         with self._autocast():
             return self.teacher.taps(pixels[TRUNK_PIXELS]), targets.computed(pixels)
 
-    def _spent(self, fit: float | None = None) -> dict[str, float]:
-        """Seconds by phase and in all, with those of the calls before that led to the state gone on from.
-
-        Args:
-            fit: when the loop began, while it runs.
-        """
-        now, seconds = time.monotonic(), dict(self.seconds)
-        if fit is not None:
-            seconds["fit"] = now - fit
-        seconds["total"] = now - self.began
-        phases = [*dict.fromkeys([*self.before, *seconds])]
-        return {phase: self.before.get(phase, 0.0) + seconds.get(phase, 0.0) for phase in phases}
-
     def _report(self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None]) -> FitResult:
         skipped = gathered(self.accelerator, self.skipped)
         reports: list[StitchReport] = []
         if self.main:
             if run is not None:  # before the report, so that nothing can cost what was trained
                 self.tree.save_stitches(run.path("stitches"), overwrite=True)
-            at = time.monotonic()
             try:
-                reports = evaluate_stitches(
-                    self.tree,
-                    self.heldout_data,
-                    targets=self.teacher,
-                    indices=self.heldout,
-                    skipped=skipped,
-                    show_progress=self.show,
-                )
+                with self.clock.phase("report"):
+                    reports = evaluate_stitches(
+                        self.tree,
+                        self.heldout_data,
+                        targets=self.teacher,
+                        indices=self.heldout,
+                        skipped=skipped,
+                        show_progress=self.show,
+                    )
             except UnreadableHeldout as error:
                 warnings.warn(f"No report: {error}", stacklevel=2)
-            self.seconds["report"] = time.monotonic() - at
         result = FitResult(
             reports=reports,
             explained=explained,
@@ -397,7 +348,7 @@ class _Fit:
             skipped=dict(sorted(skipped.items())),
             steps=steps,
             pictures=len(self.train),
-            seconds=self._spent(),
+            seconds=self.clock.spent(),
             cache_bytes=self.cache_bytes,
         )
         if run is not None and self.main:
@@ -414,10 +365,6 @@ class _Fit:
 def _began_without_weights(folder: Path) -> bool:
     """Whether the run in a folder was begun by a version that noted no weights, and so has none to compare."""
     return (folder / "run.json").is_file() and "weights" not in read_json(folder / "run.json")
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(sum(n * 1_000_003**i for i, n in enumerate(numbers)))
 
 
 def _reasons(skipped: Mapping[str, str]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
 from vst.results.folders import Run, read_json, write_json
 from vst.results.room import room_for
-from vst.results.sealed import damage, seal
+from vst.results.sealed import newest_sound, seal
 
 PROGRESS = "progress.json"
 _FOLDER = "state"
@@ -70,23 +69,28 @@ def load_state(accelerator: Any, run: Run, steps: int) -> dict[str, Any] | None:
     from accelerate.utils import broadcast_object_list
 
     # One process looks, for all: they must not come to think differently of a disk that is failing.
-    found: list[Any] = [None, None]
+    found: list[Any] = [None, ""]
     if accelerator.is_main_process:
-        found = list(_sound_state(run, steps))
+        states = sorted(run.path(_FOLDER).glob("step-*"), reverse=True)
+        anew = f"delete {run.path(_FOLDER)} and resume, which starts from the first step"
+        try:
+            found[0] = newest_sound(states, "state", lambda state: _implausible(state, steps), anew)
+        except ValueError as error:
+            found[1] = str(error)
     broadcast_object_list(found)
     state, complaint = found
+    if complaint:
+        raise ValueError(complaint)
     if state is None:
-        if complaint:
-            raise ValueError(complaint)
         return None
-    facts = read_json(Path(state) / PROGRESS)
+    facts = read_json(state / PROGRESS)
     if accelerator.is_main_process and str(accelerator.distributed_type).endswith("DEEPSPEED"):
         print(
             f"going on from DeepSpeed's state {state}, which is read by unpickling: files of somebody else could run "
             "code here, so resume only runs of your own."
         )
     try:
-        accelerator.load_state(state)
+        accelerator.load_state(str(state))
     except Exception as error:
         raise ValueError(
             f"The state at step {facts['step']} in {run.folder} cannot be read ({type(error).__name__}: {error}); "
@@ -100,27 +104,8 @@ def has_state(run: Run | None) -> bool:
     return run is not None and any(run.path(_FOLDER).glob("step-*"))
 
 
-def _sound_state(run: Run, steps: int) -> tuple[str | None, str]:
-    """The newest sound state, or what to say of the damaged ones."""
-    complaints: list[str] = []
-    for state in sorted(run.path(_FOLDER).glob("step-*"), reverse=True):
-        wrong = damage(state) or _implausible(state, steps)
-        if wrong is None:
-            if complaints:
-                step = int(state.name.removeprefix("step-"))
-                warnings.warn(f"{'; '.join(complaints)}; going on from the one at step {step}.", stacklevel=2)
-            return str(state), ""
-        complaints.append(f"The state {state} is damaged ({wrong})")
-    if not complaints:
-        return None, ""
-    return None, (
-        f"{'; '.join(complaints)}, and there is no other to go on from: put back what was written, or delete "
-        f"{run.path(_FOLDER)} and resume, which starts from the first step."
-    )
-
-
 def _implausible(state: Path, steps: int) -> str | None:
-    """What cannot be in a state's facts; they are all that tells of it where there is no seal."""
+    """What cannot be in a state's facts."""
     try:
         facts = read_json(state / PROGRESS)
         step, history = facts["step"], facts["history"]

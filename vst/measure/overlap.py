@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vst.tree.baseline import FullEncoders, FullTower
-from vst.tree.config import Split
 from vst.tree.encoder import VSTEncoder
+from vst.tree.splits import Split
 
 MODES = ("streams", "graphs")
 _WARMUP = 3  # calls before a capture, as torch's documentation of CUDA graphs asks for

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vst.data.folders import picture_names
 from vst.data.images import SUFFIXES, open_image, upright_size
-from vst.data.pictures import picture_names
 from vst.protocol.tasks import TwoParts, register
 
 

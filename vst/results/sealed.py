@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,6 +43,38 @@ def damage(folder: Path) -> str | None:
     with ThreadPoolExecutor(4) as pool:
         digests = dict(zip(facts, pool.map(_digest, (folder / name for name in facts)), strict=True))
     return next((f"{name} is not what was written" for name, (_, d) in facts.items() if digests[name] != d), None)
+
+
+def newest_sound(
+    folders: Sequence[Path], kind: str, implausible: Callable[[Path], str | None], start_again: str
+) -> Path | None:
+    """The newest of several states that is what was written; None where there is none at all.
+
+    A damaged one is passed over for the one before it, with a warning.
+
+    Args:
+        folders: the newest first.
+        kind: what they are called.
+        implausible: tells in words what cannot be in one, or None; it is all that tells where there is no seal.
+        start_again: what to do where none is sound.
+
+    Raises:
+        ValueError: none is sound.
+    """
+    complaints: list[str] = []
+    for folder in folders:
+        wrong = damage(folder) or implausible(folder)
+        if wrong is None:
+            if complaints:
+                warnings.warn(f"{'; '.join(complaints)}; going on from {folder.name}.", stacklevel=3)
+            return folder
+        complaints.append(f"The {kind} {folder} is damaged ({wrong})")
+    if complaints:
+        raise ValueError(
+            f"{'; '.join(complaints)}, and there is no other to go on from: put back what was written, or "
+            f"{start_again}."
+        )
+    return None
 
 
 def _digest(path: Path) -> str:

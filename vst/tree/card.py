@@ -14,7 +14,7 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
         parts[f"branch `{b.name}`"] = (b.spec, f"blocks {min(b.enters) + 1} to {b.stop}")
     licences = sorted({spec.license for spec, _ in parts.values()})
     rows = [
-        f"| {what} | `{_cell(spec.source)}` | {held} of {spec.depth} | {spec.width} | {_cell(spec.license)} |"
+        f"| {what} | `{cell(spec.source)}` | {held} of {spec.depth} | {spec.width} | {cell(spec.license)} |"
         for what, (spec, held) in parts.items()
     ]
     stitches = [
@@ -62,6 +62,6 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
     return str(ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}"))
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that can break neither a table's cell nor its line, and is no HTML."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

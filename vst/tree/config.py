@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -12,11 +11,11 @@ from vst.models.fields import check_fields, mapping, name, one_of, shown, whole
 from vst.models.spec import MOST_DEPTH, VFMSpec
 from vst.tree.fusion import FUSIONS, NORMALISE, Fusion
 from vst.tree.modules import ModuleMap
+from vst.tree.splits import Split, as_split, as_splits, split_label
 from vst.tree.stitches import StitchSpec
 
 MODEL_TYPE = "vst"
 MOST_GRID, MOST_BLOCKS, MOST_WEIGHTS, MOST_ANGLES = 1024, 4096, 2 * 10**11, 2**26  # what a config can ask memory for
-Split = int | Mapping[str, int]  # one for all branches, or by branch name
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,19 @@ class TreeOptions:
     cut: str = "crop"
     split: int | dict[str, int] | None = None
 
+    def check_options(self) -> None:
+        """Check what is said here by itself, whatever the models; what is plainly meant is put in its place.
+
+        Raises:
+            ValueError: an unknown word, or a value of another type.
+        """
+        for word, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
+            one_of(getattr(self, word), word, sorted(known))
+        own = {f.name for f in fields(TreeOptions)}
+        check_fields(self, but={"split", *(f.name for f in fields(self) if f.name not in own)})
+        if self.split is not None:
+            as_split(self.split)
+
 
 @dataclass(frozen=True)
 class VSTConfig(TreeOptions):
@@ -130,9 +142,8 @@ class VSTConfig(TreeOptions):
     trunk_name: str = "trunk"
 
     def __post_init__(self) -> None:
-        for field_name, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
-            one_of(getattr(self, field_name), field_name, sorted(known))
-        check_fields(self, {"grid": (1, MOST_GRID)}, but=("split",))
+        self.check_options()
+        check_fields(self, {"grid": (1, MOST_GRID)}, but={f.name for f in fields(TreeOptions)})
         name(self.trunk_name, "trunk_name")
         self._check_size()
         if not self.branches and not self.keep_trunk:
@@ -362,77 +373,3 @@ def feature_depth(spec: VFMSpec, layer: int) -> int:
 def relative_enter(split: int, trunk: VFMSpec, target: VFMSpec, stop: int) -> int:
     """The target's depth at the same relative depth as the trunk's ``split``, at most ``stop``."""
     return min(max(round(split * target.depth / trunk.depth), 1), stop)
-
-
-def split_label(split: Split) -> str:
-    """A split as it is shown, and typed after ``TREE@``: ``14``, or ``clip=14,siglip=6`` by branch."""
-    return str(split) if isinstance(split, int) else ",".join(f"{name}={depth}" for name, depth in split.items())
-
-
-def as_split(value: Any) -> int | dict[str, int]:
-    """A split as a call takes it, from an int, a mapping, or text as of :func:`split_label` or JSON.
-
-    Raises:
-        ValueError: anything else.
-    """
-    text, given = value, value
-    if isinstance(text, str):
-        text = text.strip().strip("'\"")
-        try:
-            if text.startswith("{"):
-                given = json.loads(text)
-            elif "=" in text:
-                pairs = [part.split("=") for part in text.split(",")]
-                given = {name.strip(): int(depth) for name, depth in pairs}
-                given = given if len(given) == len(pairs) else value
-            else:
-                given = int(text)
-        except (ValueError, RecursionError):
-            given = value
-    try:
-        if isinstance(given, Mapping):
-            return {branch: whole(depth, "") for branch, depth in mapping(given, "").items()}
-        return whole(given, "")
-    except ValueError:
-        raise ValueError(
-            f"{shown(value)} is no split: expected a depth, such as 14, or one for each branch, such as "
-            "clip=14,siglip=6."
-        ) from None
-
-
-def as_splits(value: Any, names: Sequence[str], what: str = "Splits") -> dict[str, list[int]]:
-    """Several splits by branch, from one or several depths for all branches, or a mapping from names to such.
-
-    Args:
-        value: ``6``, ``"6"``, ``"2,6"``, ``[2, 6]`` (whole floats and NumPy's integers as well), or ``{name: ...}``.
-        names: of the branches; a mapping names each of them.
-        what: for messages.
-
-    Raises:
-        ValueError: anything else; the names are others.
-    """
-    if isinstance(value, Mapping):
-        if set(value) != set(names):
-            raise ValueError(
-                f"{what} by branch were given for {shown(sorted(map(str, value)))}; expected exactly {sorted(names)}."
-            )
-        return {name: _depths(value[name], f"{what} of branch {name!r}") for name in names}
-    own = _depths(value, what)
-    return {name: list(own) for name in names}
-
-
-def _depths(value: Any, what: str) -> list[int]:
-    given = value
-    if isinstance(value, str):
-        text = value.strip()
-        given = [part.strip() for part in text.removeprefix("[").removesuffix("]").split(",")] if text else []
-    elif not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
-        given = [value]
-    try:
-        if isinstance(given, (bytes, Mapping)):
-            raise ValueError
-        return [int(d) if isinstance(d, str) and d.isdecimal() and len(d) < 9 else whole(d, what) for d in given]
-    except ValueError:
-        raise ValueError(
-            f"{what} are {shown(value)}; expected trunk depths, whole numbers such as [6, 14, 22]."
-        ) from None

@@ -18,11 +18,12 @@ from vst.models.fields import checked, shown, whole
 from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM, check_pixels
-from vst.tree.config import BranchConfig, Split, VSTConfig, as_split, split_label
+from vst.tree.config import BranchConfig, VSTConfig
 from vst.tree.modules import ModuleMap
 from vst.tree.options import TreeArgs
 from vst.tree.saving import OnDisk
 from vst.tree.schedule import IN_TURN, Schedule
+from vst.tree.splits import Split, as_split, several, split_label
 from vst.tree.stitches import Stitch
 
 
@@ -248,9 +249,9 @@ class VSTEncoder(OnDisk):
     def sweep(self, pixels: Tensor, splits: Sequence[Split] | None = None) -> dict[Any, dict[str, Tensor]]:
         """:meth:`branch_tokens` at several splits (default: all), with one run of the trunk for all of them.
 
-        Keys are the splits, or their labels (:func:`vst.tree.config.split_label`) where they differ by branch.
+        Keys are the splits, or their labels (:func:`vst.tree.splits.split_label`) where they differ by branch.
         """
-        chosen = [as_split(s) for s in (self.splits if splits is None else _several(splits))]
+        chosen = [as_split(s) for s in (self.splits if splits is None else several(splits))]
         keys = [s if isinstance(s, int) else split_label(s) for s in chosen]
         return dict(zip(keys, self.walk(pixels, chosen), strict=True))
 
@@ -305,7 +306,7 @@ class VSTEncoder(OnDisk):
         if splits is None:
             depths = {b.reads(s) for b in self.config.branches for s in b.splits} | self._depths([])
         else:
-            depths = self._depths([self.config.resolve(s) for s in _several(splits)])
+            depths = self._depths([self.config.resolve(s) for s in several(splits)])
         return self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
 
     def from_taps(self, taps: Mapping[int, Tensor], split: Split | None = None) -> dict[str, Tensor]:
@@ -361,9 +362,3 @@ class VSTEncoder(OnDisk):
             for name, branch in self.branches.items()
             for split, stitch in branch.stitches.items()
         }
-
-
-def _several(splits: Any) -> list[Any]:
-    """Splits of a call, of which one may stand alone."""
-    alone = isinstance(splits, (str, Mapping)) or not isinstance(splits, Iterable) or getattr(splits, "ndim", 1) == 0
-    return [splits] if alone else list(splits)

@@ -11,20 +11,11 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from vst.data.images import CUTS
 from vst.models import checkpoints
-from vst.models.fields import checked, one_of, shown, whole
+from vst.models.fields import checked, shown, whole
 from vst.models.spec import VFMSpec
-from vst.tree.config import (
-    BranchConfig,
-    TreeOptions,
-    VSTConfig,
-    as_split,
-    as_splits,
-    feature_depth,
-    relative_enter,
-)
-from vst.tree.fusion import FUSIONS, NORMALISE
+from vst.tree.config import BranchConfig, TreeOptions, VSTConfig, feature_depth, relative_enter
+from vst.tree.splits import as_splits
 from vst.tree.stitches import StitchSpec
 
 
@@ -106,15 +97,8 @@ class TreeArgs(TreeOptions):
         if self.image_size is not None:
             _side(self.image_size)
         whole(self.seed, "seed")
-        for name, known in (("fusion", FUSIONS), ("normalise", NORMALISE), ("cut", CUTS)):
-            one_of(getattr(self, name), name, sorted(known))
-        for name in ("pretrained", "keep_trunk", "feature_norm"):
-            checked(getattr(self, name), bool, name)
-        whole(self.feature_layer, "feature_layer")
-        if self.fusion_weights is not None:
-            checked(self.fusion_weights, Sequence[float], "fusion_weights")
-        if self.split is not None:
-            as_split(self.split)
+        checked(self.pretrained, bool, "pretrained")
+        self.check_options()
         if self.stitch is not None:
             StitchSpec.parse(self.stitch)
 
@@ -201,8 +185,8 @@ def _names(specs: Sequence[VFMSpec], given: list[str] | None) -> list[str]:
 def _plain_names(specs: Sequence[VFMSpec]) -> dict[str, str]:
     """By source of a plain ViT, its model's name: without the tag of its weights where that tells them apart."""
     sources = dict.fromkeys(spec.source for spec in specs if spec.family == "vit")
-    whole_names = {s: re.sub(r"\W+", "_", s.partition(":")[2].rstrip("/").rpartition("/")[2]) for s in sources}
-    short = {s: re.sub(r"\W+", "_", s.partition(":")[2].rstrip("/").rpartition("/")[2].partition(".")[0])
-             for s in sources}  # fmt: skip
-    names = short if len(set(short.values())) == len(short) else whole_names
-    return {s: n if n.isidentifier() else f"vit_{n}" for s, n in names.items()}
+    models = {s: s.partition(":")[2].rstrip("/").rpartition("/")[2] for s in sources}
+    short = {s: model.partition(".")[0] for s, model in models.items()}
+    names = short if len(set(short.values())) == len(short) else models
+    plain = {s: re.sub(r"\W+", "_", n) for s, n in names.items()}
+    return {s: n if n.isidentifier() else f"vit_{n}" for s, n in plain.items()}

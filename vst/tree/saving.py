@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vst.models.fields import dtype_of, shown
+from vst.models.finite import not_finite, some
 from vst.models.vfm import VFM, check_tensors
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.tree.card import model_card
@@ -90,13 +91,11 @@ class OnDisk(nn.Module):
                 f"{folder} already holds {', '.join(present)}: choose another folder, or pass overwrite=True "
                 "(--overwrite true)."
             )
-        odd = [n for n, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-        if odd:
-            raise ValueError(
-                f"The tree holds numbers that are not finite in {len(odd)} tensors ({', '.join(odd[:3])}"
-                f"{', ...' if len(odd) > 3 else ''}), so it is not saved: a training diverged or a cast overflowed; go "
-                "back to what was saved before."
-            )
+        _check_finite(
+            tensors,
+            "The tree holds",
+            ", so it is not saved: a training diverged or a cast overflowed; go back to what was saved before",
+        )
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / file) as path:
             write_sealed(path, tensors, self.config)
@@ -211,17 +210,8 @@ def check_weights(folder: str | Path) -> None:
         raise FileNotFoundError(f"{folder} is incomplete: {lacks}; restore it, or make it anew.")
     for name in sorted(files):
         if name.endswith(".safetensors"):
-            _check_header(folder / name)
-
-
-def _check_header(path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged; restore it, or make it anew."
-        ) from error
+            with _opened(folder / name):
+                pass  # safetensors looks at the whole header, and at the file's length
 
 
 def read_config(
@@ -316,10 +306,10 @@ def _read_tensors(
             raise ValueError(f"{path} holds tensors of {', '.join(odd)}; expected weights of {', '.join(FLOATING)}.")
         out = {k: file.get_tensor(k) for k in wanted}
         check_sums(path, file.metadata(), out)
-    _check_finite(out, f"{path} holds", "the training diverged or the file is damaged: fit, save or fetch it again")
+    _check_finite(out, f"{path} holds", ": the training diverged or the file is damaged: fit, save or fetch it again")
     if dtype is not None:
         cast = {k: v.to(dtype) for k, v in out.items()}
-        _check_finite(cast, f"As {dtype}, {path} has", "load it in a dtype of a wider range, such as bfloat16")
+        _check_finite(cast, f"As {dtype}, {path} has", ": load it in a dtype of a wider range, such as bfloat16")
         return cast
     return out
 
@@ -331,20 +321,13 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read as safetensors ({error}): the file is damaged, fetch it again."
+            f"{path} cannot be read as safetensors ({error}): it is damaged; restore it, or make or fetch it again."
         ) from error
 
 
 def _check_finite(tensors: Mapping[str, Tensor], what: str, hint: str) -> None:
-    # A sum is finite where all are, but for overflow: then each is looked at.
-    odd = [
-        k for k, v in tensors.items() if not bool(v.sum(dtype=torch.promote_types(v.dtype, torch.float32)).isfinite())
-    ]
-    if odd := sorted(k for k in odd if not bool(tensors[k].isfinite().all())):
-        raise ValueError(
-            f"{what} numbers that are not finite in {len(odd)} tensors ({', '.join(odd[:3])}"
-            f"{', ...' if len(odd) > 3 else ''}): {hint}."
-        )
+    if bad := not_finite(tensors):
+        raise ValueError(f"{what} numbers that are not finite in {some(bad)}{hint}.")
 
 
 def _is_stitch(key: str) -> bool:

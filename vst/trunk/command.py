@@ -72,5 +72,6 @@ def _trunk(
     if out is not None:  # only now, so that a mistake leaves no folder behind
         facts = {"models": sources, "images": images, "labels": labels, "heldout_images": heldout_images}
         run = Run(out, {**facts, "compare": compare}, overwrite=overwrite, device=where)
+        print(f"results: {run.finish(results)}")  # before the plot, which could fail
         trunk_plot(results, run.path("trunk.png"))
-        print(f"results: {run.finish(results)}\nplot:    {run.path('trunk.png')}")
+        print(f"plot:    {run.path('trunk.png')}")

@@ -14,6 +14,7 @@ from llava_integration.answer.ask import Question
 from llava_integration.answer.scoring import majority
 from llava_integration.evaluate.lmms.questions import DATASETS, write, written
 from llava_integration.evaluate.lmms.suites import manager
+from vst.models.fields import whole
 
 
 class EvaluationFailed(RuntimeError):
@@ -68,9 +69,8 @@ def evaluate(
         from lmms_eval.evaluator import simple_evaluate
     except ImportError as error:
         raise ImportError(f'Evaluation needs lmms-eval ({error}): pip install "vfm-stitch-tree[lmms]".') from error
-    for option, value in (("limit", limit), ("batch_size", batch_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{option} is {value!r}, but must be a whole number of at least 1.")
+    limit = None if limit is None else whole(limit, "limit", (1, None))
+    batch_size = whole(batch_size, "batch_size", (1, None))
     if not tasks:
         raise ValueError("No task is named; give at least one.")
     if isinstance(tasks, str) or not all(isinstance(task, str) for task in tasks):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 
+from vst.models.fields import whole
+
 SAMPLING = ("temperature", "top_p", "top_k")
 OPTIONS = ("max_new_tokens", "until", "do_sample", "num_beams", "repetition_penalty", *SAMPLING)
 """Options of a task's generation_kwargs that are followed."""
@@ -57,7 +59,7 @@ class Decoding:
         until = (until,) if isinstance(until, str) else tuple(until)
         if odd := [stop for stop in until if not isinstance(stop, str)]:
             raise ValueError(f"until has {odd[0]!r}; expected strings that end an answer.")
-        longest = _whole("max_new_tokens", options.get("max_new_tokens", max_new_tokens))
+        longest = _count("max_new_tokens", options.get("max_new_tokens", max_new_tokens))
         temperature = options.get("temperature")
         if temperature is not None and not (isinstance(temperature, (int, float)) and 0 <= temperature < math.inf):
             raise ValueError(f"temperature is {temperature!r}; expected a number of at least 0.")
@@ -66,7 +68,7 @@ class Decoding:
             raise ValueError(f"do_sample is {wanted!r}; expected true or false.")
         sample = bool(wanted) and temperature != 0
         beams = options.get("num_beams")
-        chosen: dict[str, Any] = {"num_beams": 1 if beams is None else _whole("num_beams", beams)}
+        chosen: dict[str, Any] = {"num_beams": 1 if beams is None else _count("num_beams", beams)}
         if options.get("repetition_penalty") is not None:
             chosen["repetition_penalty"] = options["repetition_penalty"]
         if sample:
@@ -83,15 +85,10 @@ class Decoding:
         return answer.strip()
 
 
-def _whole(name: str, value: Any) -> int:
-    """A count, also as the text or the float that a YAML file may make of it."""
-    try:
-        number = int(value)
-        if number < 1 or number != float(value) or isinstance(value, bool):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} is {value!r}, but must be a whole number of at least 1.") from None
-    return number
+def _count(name: str, value: Any) -> int:
+    """A count, also as the text that a command line or a YAML file may make of it."""
+    digits = isinstance(value, str) and value.strip().isdecimal()
+    return whole(int(value) if digits else value, name, (1, None))
 
 
 class Until(StoppingCriteria):

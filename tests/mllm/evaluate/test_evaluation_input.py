@@ -20,7 +20,7 @@ GREEDY = {"max_new_tokens": 8, "eos": [2], "pad": 0}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": "many"}, "max_new_tokens is 'many', but must be a whole number"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is 'many'; expected a whole number"),
         ({"max_new_tokens": None}, "max_new_tokens is None"),
         ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
         ({"max_new_tokens": float("inf")}, "max_new_tokens is inf"),
@@ -60,7 +60,7 @@ def test_wishes_that_are_followed(options, expected):
     [
         ({"tasks": "vst_scenes"}, "tasks is 'vst_scenes', but must be a list"),
         ({"tasks": [3]}, "must be a list of names"),
-        ({"limit": 2.5}, "limit is 2.5, but must be a whole number"),
+        ({"limit": 2.5}, "limit is 2.5; expected a whole number"),
         ({"limit": True}, "limit is True"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"include": "nowhere"}, "no folder of task files nowhere"),

@@ -16,7 +16,7 @@ def test_a_damaged_model_is_named(tree_of, lm, tmp_path, size):
         file.unlink()
     else:
         os.truncate(file, size if size >= 0 else file.stat().st_size + size)
-    said = r"model\.safetensors.*restore it, or make it anew"
+    said = r"model\.safetensors.*restore it, or make"
     with pytest.raises((ValueError, FileNotFoundError), match=said) as found:
         load(tmp_path / "model")
     assert "\n" not in str(found.value)

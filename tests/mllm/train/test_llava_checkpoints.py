@@ -109,7 +109,7 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_passed_over_with_a_word(kind, killed):
     """That what is gone on from gives the same weights is held by the tests around this one."""
     DAMAGE[kind](killed / "checkpoints" / "checkpoint-4")
-    with pytest.warns(UserWarning, match=r"checkpoint-4 is damaged \(.*\); going on from the one at step 2\."):
+    with pytest.warns(UserWarning, match=r"checkpoint-4 is damaged \(.*\); going on from checkpoint-2"):
         assert last_checkpoint(killed / "checkpoints").name == "checkpoint-2"
     DAMAGE["cut"](killed / "checkpoints" / "checkpoint-2")
     with pytest.raises(ValueError, match=r"checkpoint-2 is damaged .*100 bytes.*delete .*checkpoints and resume"):
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(kind, killed):
 
 def test_going_on_from_the_older_checkpoint_gives_the_same(killed, whole, run):
     DAMAGE["a byte"](killed / "checkpoints" / "checkpoint-4")
-    with pytest.warns(UserWarning, match="going on from the one at step 2"):
+    with pytest.warns(UserWarning, match="going on from checkpoint-2"):
         run(killed, resume=True)
     same(whole, killed)
 

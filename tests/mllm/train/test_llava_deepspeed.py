@@ -122,7 +122,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(kit, tmp_path, engine, 
         time.sleep(0.02)
     kill(process)
     assert not (tmp_path / "parts" / "results.json").exists()
-    finish(start(kit, tmp_path / "parts", STAGES[stage], engine, split="random"))
+    log = finish(start(kit, tmp_path / "parts", STAGES[stage], engine, split="random"))
+    assert "which is read by unpickling" in log
     assert results(tmp_path / "parts")[1] == pytest.approx(results(tmp_path / "whole")[1], abs=1e-6)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert set(one) == set(two)

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from llava_integration.train.config import TuneConfig
-from llava_integration.train.finite import NotFinite, not_finite_names
+from llava_integration.train.finite import NotFinite
 from llava_integration.train.trainer import MLLMTrainer
 from llava_integration.train.training import train
+from vst.models.finite import not_finite
 
 pytest_plugins = ("training_kit",)
 FULL = TuneConfig(llm="full")
@@ -50,7 +51,7 @@ def test_one_bad_batch_is_named_and_the_checkpoint_before_it_is_kept(kit, tmp_pa
     nothing_is_exported(tmp_path / "run")
     (kept,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
     assert kept.name == "checkpoint-2"
-    assert not not_finite_names(load_file(kept / "trained.safetensors"))
+    assert not not_finite(load_file(kept / "trained.safetensors"))
     monkeypatch.undo()
     train(kit.model, kit.data, str(tmp_path / "run"), FULL, **options, resume=True)  # the batch was mended
     train(kit.model, kit.data, str(tmp_path / "whole"), FULL, **options)

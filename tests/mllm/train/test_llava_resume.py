@@ -77,7 +77,7 @@ def test_a_checkpoint_that_tells_of_another_step_is_passed_over(kit, stopped, tm
     folder, options = stopped()
     file = folder / "checkpoints" / "checkpoint-4" / "trainer_state.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"global_step": step}))
-    with pytest.warns(UserWarning, match=r"checkpoint-4 is damaged .*going on from the one at step 2"):
+    with pytest.warns(UserWarning, match=r"checkpoint-4 is damaged .*going on from checkpoint-2"):
         train(kit.model, kit.data, str(folder), FULL, **options, resume=True)
     one, two = (load_file(path / "model.safetensors") for path in (tmp_path / "whole", folder))
     assert all(torch.equal(one[n], two[n]) for n in one)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from types import ModuleType
 from typing import Any
-
-from torch import Tensor
 
 from vst.models.checkpoints import huggingface, openclip, timm_files, timm_hub
 from vst.models.checkpoints.names import known_names, resolve
 from vst.models.fields import checked, shown, whole
+from vst.models.finite import not_finite, some
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
 
@@ -94,7 +93,11 @@ def load_vfm(
     if pretrained:
         scheme, name = resolve(spec.source)
         tensors = _reader(scheme, name).read(name, spec, parts)
-        _check_finite(spec.source, tensors)
+        if bad := not_finite(tensors):  # every token would be NaN
+            raise ValueError(
+                f"{spec.source}: numbers are not finite in {some(bad)}; fetch the checkpoint again, or take an earlier "
+                "one of its training."
+            )
     else:
         tensors = VFM(spec, spec.grid(spec.image_size), **parts).reset_parameters(seed).state_dict()
     tensors = {n: t.float() for n, t in tensors.items()}
@@ -103,14 +106,3 @@ def load_vfm(
 
 def _reader(scheme: str, name: str) -> ModuleType:
     return timm_files if scheme == "timm" and "@" in name else _READERS[scheme]
-
-
-def _check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that a damaged file or a training gone wrong left behind: every token would be NaN."""
-    # A sum that is finite is one of finite numbers, and takes no memory; one that is not may have overflowed.
-    for name, tensor in tensors.items():
-        if not tensor.sum().isfinite() and (bad := int((~tensor.isfinite()).sum())):
-            raise ValueError(
-                f"{source}: its tensor {name} holds {bad} of {tensor.numel()} numbers that are not finite; fetch the "
-                "checkpoint again, or take an earlier one of its training."
-            )

@@ -57,15 +57,12 @@ def resolve(source: str) -> tuple[str, str]:
         return scheme, rest
     meant = _meant(source.strip())
     raise ValueError(
-        f"{source!r} is no known model source{f' (did you mean {meant!r}?)' if meant else ''}; use {_expected()}."
+        f"{source!r} is no known model source{f' (did you mean {meant!r}?)' if meant else ''}; use "
+        f"{', '.join(SCHEMES.values())} or a ready name: {', '.join(READY)}."
     )
 
 
 _URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+)")
-
-
-def _expected() -> str:
-    return f"{', '.join(SCHEMES.values())} or a ready name: {', '.join(READY)}"
 
 
 def _meant(source: str) -> str | None:
