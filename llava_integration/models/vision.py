@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, cached_file
 from transformers.utils.generic import can_return_tuple
 
 from llava_integration.hosts.options import no_grid
@@ -27,11 +27,12 @@ from vst.tree.baseline import FullTower
 from vst.tree.config import MODEL_TYPE, VSTConfig
 from vst.tree.encoder import VSTEncoder
 from vst.tree.fusion import FUSIONS
-from vst.tree.saving import CARD, CONFIG, PREPROCESSOR, WEIGHTS
+from vst.tree.saving import CARD, CONFIG, PREPROCESSOR, WEIGHTS, check_seal
 from vst.tree.splits import Split
 
 # Said to every part of a model; what is meant for the language model alone changes nothing in a tower.
 _FOR_ALL_PARTS = set(TransformersKwargs.__annotations__) - {"output_attentions"}
+_WHERE = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 HUB = ("repo_id", "token", "private", "commit_message", "create_pr", "revision")
 # Options of transformers' save_pretrained, with the values that ask for what is done anyway.
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -150,6 +151,28 @@ class VSTVisionModel(PreTrainedModel):
             model = cls(VSTVisionConfig.from_tree(tree.config, full=isinstance(tree, FullTower)))
         model.tree = tree
         return model
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> VSTVisionModel:
+        """Load a saved tree as transformers does, once its seal was looked at.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub id of a tree.
+            args, kwargs: transformers' own.
+
+        Raises:
+            OSError: there is no tree.
+            ValueError: weights or a config that are not what was saved.
+        """
+        source = pretrained_model_name_or_path
+        if source is not None and kwargs.get("state_dict") is None:
+            where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+            path = cached_file(source, WEIGHTS, _raise_exceptions_for_missing_entries=False, **where)
+            if path is not None:  # else weights of another form, which have no seal
+                check_seal(Path(path).parent)
+        return super().from_pretrained(source, *args, **kwargs)
 
     @property
     def split(self) -> int | dict[str, int]:

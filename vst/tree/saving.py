@@ -214,6 +214,22 @@ def check_weights(folder: str | Path) -> None:
                 pass  # safetensors looks at the whole header, and at the file's length
 
 
+def check_seal(folder: str | Path) -> None:
+    """See that a saved tree's weights and config are what was saved, for readers of tensors other than this one.
+
+    The file is read once, a tensor at a time; one without a seal is not read.
+
+    Raises:
+        FileNotFoundError: there is no config, or are no weights.
+        ValueError: damage, which is named.
+    """
+    path = read_config(folder)[0] / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: restore it, or make it anew.")
+    with _opened(path) as file:
+        check_sums(path, file.metadata(), ((k, file.get_tensor(k)) for k in file.keys()))  # noqa: SIM118 (not a dict)
+
+
 def read_config(
     source: str | Path, revision: str | None = None, *, weights: bool = False, inside: bool = False
 ) -> tuple[Path, VSTConfig]:
@@ -305,7 +321,7 @@ def _read_tensors(
         if odd := sorted({given[k].get_dtype() for k in wanted} - set(FLOATING)):
             raise ValueError(f"{path} holds tensors of {', '.join(odd)}; expected weights of {', '.join(FLOATING)}.")
         out = {k: file.get_tensor(k) for k in wanted}
-        check_sums(path, file.metadata(), out)
+        check_sums(path, file.metadata(), out.items())
     _check_finite(out, f"{path} holds", ": the training diverged or the file is damaged: fit, save or fetch it again")
     if dtype is not None:
         cast = {k: v.to(dtype) for k, v in out.items()}

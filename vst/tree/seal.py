@@ -8,7 +8,7 @@ is. What is only said about a model (its source, its licence) and how its tokens
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,15 @@ def check_config(path: Path, metadata: Mapping[str, str] | None, config: VSTConf
                 )
 
 
-def check_sums(path: Path, metadata: Mapping[str, str] | None, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors whose bits are not those that were saved.
+def check_sums(path: Path, metadata: Mapping[str, str] | None, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse tensors, with their names, whose bits are not those that were saved; none is asked for without a seal.
 
     Raises:
         ValueError: names them.
     """
     sums = _seal(path, metadata).get("sums", {})
-    if odd := sorted(name for name, tensor in tensors.items() if name in sums and bit_sum(tensor) != sums[name]):
+    odd = sorted(name for name, tensor in tensors if name in sums and bit_sum(tensor) != sums[name]) if sums else []
+    if odd:
         raise ValueError(
             f"{path} holds other numbers than were saved in {len(odd)} tensors ({', '.join(odd[:3])}"
             f"{', ...' if len(odd) > 3 else ''}): the file is damaged, or was changed by something that kept its "
