@@ -39,7 +39,8 @@ from vst.demo.config import MODELS
 from vst.fit.loop import fit_stitches
 from vst.fit.precision import has_bf16, uses_bf16
 from vst.models.checkpoints import describe
-from vst.results.folders import Run, atomic_path, read_json
+from vst.results.finished import ROWS, as_written, read_results
+from vst.results.folders import OVERWRITE, Run, atomic_path, read_json
 from vst.tree.encoder import VSTEncoder
 from vst.tree.saving import check_weights
 
@@ -63,8 +64,9 @@ def run_demo(
             shutil.rmtree(folder / part, ignore_errors=True)
     if run.path("results.json").exists():
         print(f"{folder} is complete; showing what is there (--overwrite starts again).")
-        results = read_json(run.path("results.json"))["results"]
-        _show(results, folder)
+        results = read_results(run.path("results.json"), "the language demo")
+        with as_written(run.path("results.json"), "the language demo"):
+            _show(results, folder)
         return results
     job = _Job(run, config, device)
     job.tree()
@@ -86,7 +88,8 @@ def _precision(wanted: str, folder: Path, device: torch.device) -> str:
     """What auto stands for: what the run began with, or what the device has."""
     if wanted != "auto":
         return "bf16" if uses_bf16(wanted, device) else "fp32"
-    before = read_json(folder / "run.json").get("precision") if (folder / "run.json").exists() else None
+    stored = read_json(folder / "run.json", OVERWRITE) if (folder / "run.json").exists() else {}
+    before = stored.get("precision") if isinstance(stored, dict) else None  # else it is refused where it is compared
     return before or ("bf16" if has_bf16(device) else "fp32")
 
 
@@ -239,14 +242,13 @@ class _Job:
                 "blank": float(correct(blank[: len(part)], part).mean()),
             }
             row["answers"][name] = {"blank": blank, **{str(d): a for d, a in sorted(said.items())}}
-        row["history"] = [
-            entry
-            for stage in STAGES
-            for entry in read_json(self.folder(seed, split, stage) / "results.json")["results"]["history"]
-        ]
-        row["seconds"] = {
-            stage: read_json(self.folder(seed, split, stage) / "results.json")["results"]["seconds"] for stage in STAGES
-        }
+        row |= {"history": [], "seconds": {}}
+        for stage in STAGES:
+            path = self.folder(seed, split, stage) / "results.json"
+            with as_written(path, "a training"):
+                told = read_results(path, "a training")
+                row["history"] += told["history"]
+                row["seconds"][stage] = told["seconds"]
         self.run.add(row, _key(seed, split))
 
     def leave_model(self) -> None:
@@ -261,7 +263,10 @@ class _Job:
 
     def results(self) -> dict[str, Any]:
         """Everything in one dict."""
-        rows = self.run.rows()
+        with as_written(self.run.path("rows"), "the language demo", ROWS):
+            return self._results(self.run.rows())
+
+    def _results(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         drawn = [r for r in rows if r["split"] == "random"]
         names = list(drawn[0]["datasets"])
         depths = {

@@ -22,7 +22,9 @@ from llava_integration.evaluate.first_token import first_token
 from llava_integration.evaluate.plot import accuracy_latency_plot
 from llava_integration.models.assemble import load
 from vst.measure.latency import measure
-from vst.results.folders import Run, read_json
+from vst.models.fields import number, whole
+from vst.results.finished import ROWS, as_written, read_results
+from vst.results.folders import Run
 from vst.results.gain import share_of_gain
 from vst.results.stopping import Stop, stopping
 from vst.results.tables import spread, table
@@ -110,7 +112,8 @@ def sweep(
         results = job.results()
         accuracy_latency_plot(results, run.path("curve.png"))
         run.finish(results)  # last: a run with results is complete
-    show(read_json(run.path("results.json"))["results"])
+    with as_written(run.path("results.json"), "a sweep"):
+        show(read_results(run.path("results.json"), "a sweep"))
     print(f"results: {run.path('results.json')}, plot: {run.path('curve.png')}")
 
 
@@ -219,11 +222,14 @@ class _Sweep:
         for key, value in options.items():
             words += [f"--{key}", str(value)]
         self._call(words, f"{name}, seed {seed}", gpu)
-        found = read_json(scores / "results.json")["results"]["tasks"]
-        kept = {
-            task: {k: v[k] for k in ("score", "metric", "n", "majority", "kinds") if k in v}
-            for task, v in found.items()
-        }
+        path = scores / "results.json"
+        with as_written(path, "evaluate"):
+            kept = {
+                task: {k: v[k] for k in ("score", "metric", "n", "majority", "kinds") if k in v}
+                for task, v in read_results(path, "evaluate")["tasks"].items()
+            }
+            for task, v in kept.items():
+                number(v["score"], f"score of {task}"), whole(v["n"], f"n of {task}", (1, None))
         self.run.add({"row": name, "seed": seed, "tasks": kept}, _key(name, seed))
 
     def _call(self, words: Sequence[str], title: str, gpu: int | None) -> None:
@@ -269,7 +275,10 @@ class _Sweep:
 
     def results(self) -> dict[str, Any]:
         """Everything in one dict; ``towers`` is what plots and recommendations read."""
-        stored = self.run.rows()
+        with as_written(self.run.path("rows"), "a sweep", ROWS):
+            return self._results(self.run.rows())
+
+    def _results(self, stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         times = next(r["times"] for r in stored if "times" in r)
         by_row: dict[str, dict[int, dict[str, Any]]] = {}
         for r in stored:

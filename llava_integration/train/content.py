@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from llava_integration.train.data import DataConfig
 from llava_integration.train.model import ModelConfig
-from vst.results.folders import read_json
+from vst.results.folders import OVERWRITE, read_json
 
 _TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -52,7 +52,9 @@ def noted(folder: Path, model: ModelConfig, data: DataConfig, resume: bool) -> d
     """
     file = folder / "run.json"
     if resume and file.is_file():
-        before = read_json(file)
+        before = read_json(file, OVERWRITE)
+        if not isinstance(before, dict):
+            raise ValueError(f"{file} holds no run's config (a JSON object); {OVERWRITE}.")
         if "content" not in before or (folder / "results.json").is_file():
             return {key: before[key] for key in ("content",) if key in before}
     return {"content": content(model, data)}

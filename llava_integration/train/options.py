@@ -235,5 +235,5 @@ def _check_deepspeed(config: Any) -> None:
     if isinstance(config, str) and not config.lstrip().startswith("{"):
         if not Path(config).is_file():
             raise ValueError(f"trainer.deepspeed is {config!r}, and there is no such file; see configs/deepspeed.")
-        if not isinstance(read_json(config), dict):
+        if not isinstance(read_json(config, "mend it (trainer.deepspeed)"), dict):
             raise ValueError(f"trainer.deepspeed is {config!r}, which holds no DeepSpeed config (a JSON object).")

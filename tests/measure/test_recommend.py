@@ -1,6 +1,7 @@
 """The depth that fits a budget, on rows made so that the answer is known."""
 
 import json
+import re
 
 import pytest
 
@@ -97,7 +98,9 @@ def test_what_was_not_measured_is_not_recommended(tmp_path):
         measured_rows(tmp_path)
     unscored = [row | ({"accuracy": None} if row["split"] == 2 else {}) for row in rows()]
     (tmp_path / "results.json").write_text(json.dumps({"results": {"towers": unscored}}))
-    assert recommend(measured_rows(tmp_path), latency_ms=1000).row["split"] == 6
+    with pytest.warns(UserWarning, match=r"results\.json: 'VST-2' has no accuracy: left out of the choice\."):
+        found = measured_rows(tmp_path)
+    assert recommend(found, latency_ms=1000).row["split"] == 6
 
 
 def noisy(name, ratio, low, high, flops, ms=None):
@@ -177,3 +180,46 @@ def test_the_shallowest_that_fits_is_chosen_without_scores():
     assert [recommend(made, latency_ms=ms).row["split"] for ms in (30, 60, 89, 90, 1000)] == [10, 6, 6, 2, 2]
     with pytest.raises(ValueError, match="No split fits 29 ms"):
         recommend(made, latency_ms=29)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda stored: "", "no valid JSON"),
+        (lambda stored: json.dumps(stored)[:-9], "no valid JSON"),
+        (lambda stored: [], "it holds no results"),
+        (lambda stored: {"config": {}}, "it holds no results"),
+        (lambda stored: {"results": None}, "results is None; expected a mapping"),
+        (lambda stored: {"results": {"tasks": {}}}, "it lacks 'towers'"),
+        (lambda stored: {"results": {"towers": "none"}}, "expected a list"),
+        (lambda stored: {"results": {"towers": [3]}}, "expected a mapping"),
+        (lambda stored: {"results": {"towers": []}}, "no splits"),
+        (("median_ms", "fast"), "median_ms of VST-2 is 'fast'; expected a finite number"),
+        (("median_ms", -1), "median_ms of VST-2 is -1"),
+        (("ratio", 0), "ratio of VST-2 is 0; expected a number above 0"),
+        (("ratio", float("nan")), "ratio of VST-2 is nan; expected a finite number"),
+        (("accuracy", 55.5), "accuracy of VST-2 is 55.5; expected 0 to 1"),
+        (("accuracy", True), "accuracy of VST-2 is True; expected a finite number"),
+        (("accuracy_spread", "small"), "accuracy_spread of VST-2 is 'small'"),
+        (("flops_ratio", None), "flops_ratio of VST-2 is None"),
+        (("tasks", {"scenes": [0.5]}), "tasks"),
+        (("split", "two"), "split of VST-2 is 'two'"),
+        (("name", "VST-6"), "'VST-6' more than once"),
+    ],
+)
+def test_results_that_are_not_as_they_were_written(tmp_path, change, said):
+    """One sentence names the file; the same budget on the file as it was chooses split 6."""
+    path, stored = tmp_path / "results.json", {"results": {"towers": rows()}}
+    path.write_text(json.dumps(stored))
+    assert recommend(measured_rows(tmp_path), latency_ms=65).row["split"] == 6
+    if isinstance(change, tuple):
+        stored["results"]["towers"][3][change[0]] = change[1]
+        path.write_text(json.dumps(stored))
+    else:
+        text = change(stored)
+        path.write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        measured_rows(tmp_path)
+    assert str(error.value).startswith(str(path))
+    assert str(error.value).endswith("give the folder of another finished run.")
+    assert "\n" not in str(error.value)

@@ -31,7 +31,8 @@ from vst.fit.objectives import OBJECTIVES
 from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
 from vst.results.feature_maps import pca_maps
-from vst.results.folders import Run, read_json
+from vst.results.finished import ROWS, as_written, read_results
+from vst.results.folders import Run
 from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
@@ -57,11 +58,12 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
         for part in ("curve.png", "index.html"):
             run.path(part).unlink(missing_ok=True)
     if run.path("results.json").exists() and not overwrite:
-        results = read_json(run.path("results.json"))["results"]
+        results = read_results(run.path("results.json"), "vst demo")
         print(f"{folder} is complete; showing what is there (--overwrite starts again).")
         if run.path("tree").exists():  # results may lie alone, as published ones do
             _warn_of_damage(run.path("tree"))
-        _show(results, run)
+        with as_written(run.path("results.json"), "vst demo"):
+            _show(results, run)
         return results
     job = _Job(run, config, assets.prepare())
     first, shown = config.seeds[0], config.objectives[-1]
@@ -243,9 +245,10 @@ class _Job:
 
     def present(self, shown: str, seeds: Sequence[int]) -> dict[str, Any]:
         """Results of what is there, with the plot and the page drawn from them."""
-        rows = [r for r in self.run.rows() if "rows" in r or r["seed"] in seeds]
         tree = VSTEncoder.from_pretrained(self.run.path("tree"))
-        results = demo_results(rows, self.config, tree.config, shown)
+        with as_written(self.run.path("rows"), "vst demo", ROWS):
+            rows = [r for r in self.run.rows() if "rows" in r or r["seed"] in seeds]
+            results = demo_results(rows, self.config, tree.config, shown)
         share_plot(results, self.run.path("curve.png"))
         self._page(results, rows, tree)
         return results

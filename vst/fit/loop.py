@@ -28,7 +28,8 @@ from vst.fit.targets import Targets
 from vst.models.fields import checked, shown
 from vst.models.finite import not_finite
 from vst.models.vfm import VFM
-from vst.results.folders import Run, read_json
+from vst.results.finished import as_written, read_results
+from vst.results.folders import OVERWRITE, Run, read_json
 from vst.results.progress import progress, track
 from vst.results.stopping import Stop, stopping
 from vst.tree.encoder import VSTEncoder
@@ -359,12 +360,18 @@ class _Fit:
     def _finished(self, run: Run) -> FitResult:
         """A run that had finished: its stitches and results, read back."""
         self.tree.load_stitches(run.path("stitches"))
-        return FitResult.from_dict(read_json(run.path("results.json"))["results"])
+        path = run.path("results.json")
+        with as_written(path, "a fit"):
+            return FitResult.from_dict(read_results(path, "a fit"))
 
 
 def _began_without_weights(folder: Path) -> bool:
     """Whether the run in a folder was begun by a version that noted no weights, and so has none to compare."""
-    return (folder / "run.json").is_file() and "weights" not in read_json(folder / "run.json")
+    path = folder / "run.json"
+    if not path.is_file():
+        return False
+    stored = read_json(path, OVERWRITE)
+    return isinstance(stored, dict) and "weights" not in stored  # else it is refused where it is compared
 
 
 def _reasons(skipped: Mapping[str, str]) -> str:

@@ -12,7 +12,9 @@ import torch
 
 from vst.measure.execution import EXECUTIONS
 from vst.measure.latency import measure_tree
+from vst.measure.recommend import timed_rows
 from vst.models.fields import check_fields
+from vst.results.finished import ROWS, as_written
 from vst.results.folders import Run, atomic_path, read_json
 from vst.tree.encoder import VSTEncoder
 
@@ -83,7 +85,9 @@ def benchmark(
         for batch in config.batch_sizes:
             key = f"{dtype}-batch{batch}"
             if run is not None and run.has(key):
-                rows += next(r["towers"] for r in run.rows() if r["key"] == key)
+                with as_written(run.path("rows"), "vst latency", ROWS):
+                    kept = next(r["towers"] for r in run.rows() if r["key"] == key)
+                    rows += timed_rows(kept, f"towers of {key}")
                 continue
             found = measure_tree(
                 tree,
@@ -99,9 +103,12 @@ def benchmark(
             rows += found
     if run is not None:
         write_csv(rows, run.path("latency.csv"))
-        where = read_json(run.path("environment.json"))
+        path = run.path("environment.json")
+        with as_written(path, "vst latency"):
+            where = read_json(path)
+            on = f"{where['device_name']}, {where['torch_threads']} threads, torch {where['versions']['torch']}"
         caption = (
-            f"{where['device_name']}, {where['torch_threads']} threads, torch {where['versions']['torch']}, "
+            f"{on}, "
             f"{config.execution}; medians of {config.repeats} interleaved rounds, bars: 95 % intervals of the median"
         )
         benchmark_plot(rows, run.path("latency.png"), caption)

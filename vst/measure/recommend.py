@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vst.results.folders import read_json
+from vst.models.fields import checked, line, number, shown
+from vst.results.finished import as_written, read_results
 
+_ADVICE = "restore it, or give the folder of another finished run"
+_TIMES = {
+    *("median_ms", "low_ms", "high_ms", "flops_ratio"),
+    *(f"{of}{end}" for of in ("ratio", "trunk_ratio") for end in ("", "_sure_low", "_sure_high")),
+}
 FAR = 1.25
 """Times above or below the ratio of FLOPs from which a row is suspected of a busy machine."""
 
@@ -62,21 +69,58 @@ def measured_rows(
     path = Path(folder) / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no results.json; give the folder of a finished run (vst demo).")
-    stored = read_json(path)
-    results = stored.get("results") if isinstance(stored, dict) else None
+    results = read_results(path, "a sweep such as vst demo, or vst latency,", _ADVICE)
     timed = isinstance(results, list)
-    towers = results if timed else results.get("towers") if isinstance(results, dict) else None
-    wanted = ("name", "kind", "median_ms", "ratio", *(() if timed else ("accuracy",)))
-    rows = [row for row in towers or () if isinstance(row, dict) and all(row.get(key) is not None for key in wanted)]
-    kept = results.get("objective") if isinstance(results, dict) else None
-    rows = [row for row in rows if row.get("objective") in (None, kept)]
-    if not any(row["kind"] == "split" for row in rows):
-        raise ValueError(
-            f"{path} has no splits that were both scored and timed; expected the results of a sweep such as vst demo, "
-            "or of vst latency."
-        )
+    with as_written(path, "a sweep such as vst demo, or vst latency,", _ADVICE):
+        towers = results if timed else checked(results, dict[str, Any], "results")["towers"]
+        wanted = ("name", "kind", "median_ms", "ratio", *(() if timed else ("accuracy",)))
+        rows, lacking = [], []
+        for row in checked(towers, list[dict[str, Any]], "results" if timed else "towers"):
+            missing = [key for key in wanted if row.get(key) is None]
+            rows += [] if missing else [row]
+            lacking += [f"{shown(row.get('name'))} has no {', '.join(missing)}"] if missing else []
+        rows = timed_rows(rows, "rows of towers")
+        kept = None if timed else results.get("objective")
+        rows = [row for row in rows if row.get("objective") in (None, kept)]
+        if not any(row["kind"] == "split" for row in rows):
+            raise ValueError("it has no splits that were both scored and timed")
+        if lacking:
+            warnings.warn(f"{path}: {'; '.join(lacking)}: left out of the choice.", stacklevel=2)
     rows = _one_setting(_one_setting(rows, "batch_size", batch_size), "dtype", dtype)
     return rows if task is None else [_scored_by(row, task) for row in rows]
+
+
+def timed_rows(towers: Any, what: str) -> list[dict[str, Any]]:
+    """Rows of towers that were timed, checked for what a choice or a plot counts with.
+
+    Args:
+        towers: as a run's file holds them.
+        what: they are called in messages.
+
+    Raises:
+        ValueError: the first part that is something else.
+    """
+    rows = []
+    for i, row in enumerate(checked(towers, list[dict[str, Any]], what)):
+        place = f"{what}[{i}]"
+        for key in ("name", "kind"):
+            line(row.get(key), f"{key} of {place}")
+        place = row["name"]
+        for key in ("median_ms", "ratio", *sorted(_TIMES & row.keys())):
+            if number(row.get(key), f"{key} of {place}", (0, None)) == 0:
+                raise ValueError(f"{key} of {place} is 0; expected a number above 0")
+        for key, most in (("accuracy", 1), ("accuracy_spread", None)):
+            if row.get(key) is not None:
+                number(row[key], f"{key} of {place}", (0, most))
+        if "tasks" in row:
+            checked(row["tasks"], dict[str, dict[str, float]], f"tasks of {place}")
+        if row["kind"] == "split":
+            checked(row.get("split"), int | dict[str, int], f"split of {place}")
+        rows.append(row)
+    places = [tuple(str(row.get(key)) for key in ("name", "batch_size", "dtype")) for row in rows]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise ValueError(f"{what} holds {twice[0]!r} more than once")
+    return rows
 
 
 def _one_setting(rows: list[dict[str, Any]], name: str, wanted: Any) -> list[dict[str, Any]]:

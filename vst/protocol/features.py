@@ -21,8 +21,10 @@ from vst.data.images import ImageTransform
 from vst.data.pictures import ImageSet, collate
 from vst.fit.cache import TargetCache, cache_bytes, cached_bytes, digest
 from vst.models.checkpoints import describe, load_vfm
+from vst.models.fields import checked
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
+from vst.results.finished import as_written
 from vst.results.folders import read_json, write_json
 from vst.results.progress import progress
 
@@ -60,6 +62,9 @@ class Models:
         return self._digests[name]
 
 
+_COUNTED = "restore it, or move it away, and pictures are counted from now on"
+
+
 class Counts:
     """Pictures by model: pushed, and what a grid without a cache would have pushed. Kept in a file of the run.
 
@@ -69,7 +74,10 @@ class Counts:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.pushed: dict[str, int] = read_json(path) if path.exists() else {}
+        self.pushed: dict[str, int] = {}
+        if path.exists():
+            with as_written(path, "vst protocol", _COUNTED):
+                self.pushed = checked(read_json(path, _COUNTED), dict[str, int], "the whole")
         self.naive: dict[str, int] = {}
 
     def push(self, model: str, pictures: int) -> None:

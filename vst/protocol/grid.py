@@ -16,6 +16,7 @@ from torch import Tensor
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
 from vst.measure.cost import model_cost
+from vst.models.fields import checked
 from vst.protocol import offline, sources  # noqa: F401 (their tasks are registered)
 from vst.protocol.cells import Cell, cells, left_out, work
 from vst.protocol.chains import name_of
@@ -27,6 +28,7 @@ from vst.protocol.measures import cka_map, majority, measure, measure_model, res
 from vst.protocol.report import write_report
 from vst.protocol.seeded_task import SeededTask
 from vst.protocol.tasks import Task, draw, make_task
+from vst.results.finished import ROWS, as_written
 from vst.results.folders import Run, read_json, write_json
 from vst.tree.stitches import StitchSpec
 
@@ -66,19 +68,27 @@ def run_protocol(
     return write_report(run, config, models.specs)
 
 
+_AXES = "restore it: it tells which models and tasks the rows are of"
+
+
 def _check_axes(run: Run, config: ProtocolConfig) -> None:
     """Names keep their meaning: a model's source and a task's settings cannot change once they have rows."""
     path = run.path("axes.json")
-    before = read_json(path) if path.exists() else {"models": {}, "tasks": {}}
+    before: dict[str, dict[str, Any]] = {"models": {}, "tasks": {}}
+    if path.exists():
+        with as_written(path, "vst protocol", _AXES):
+            before = checked(read_json(path, _AXES), dict[str, dict[str, Any]], "the whole")
+            before = {axis: before[axis] for axis in ("models", "tasks")}
     now: dict[str, dict[str, Any]] = {
         "models": dict(config.models),
         "tasks": {name: vars(task) for name, task in config.tasks.items()},
     }
     rows = run.rows()
-    used = {
-        "models": {row[end] for row in rows for end in ("model", "source", "target") if end in row},
-        "tasks": {row["task"] for row in rows},
-    }
+    with as_written(run.path("rows"), "vst protocol", ROWS):
+        used = {
+            "models": {row[end] for row in rows for end in ("model", "source", "target") if end in row},
+            "tasks": {row["task"] for row in rows},
+        }
     for axis, values in now.items():
         for name, value in values.items():
             if name in used[axis] and name in before[axis] and before[axis][name] != value:

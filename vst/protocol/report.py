@@ -11,8 +11,10 @@ from vst.models.spec import VFMSpec
 from vst.protocol import findings as rules
 from vst.protocol.chains import parse_chain, place_of
 from vst.protocol.config import ProtocolConfig
+from vst.protocol.features import Counts
 from vst.protocol.plots import cka_picture, curves, training_curves
 from vst.protocol.tables import Table, cost_table, kinds, measure_tables, saving, score_tables, stitched_rows
+from vst.results.finished import ROWS, as_written
 from vst.results.folders import Run, atomic_path, read_json
 from vst.results.page import STYLE, data_url, html_table
 from vst.results.tables import table
@@ -21,12 +23,13 @@ from vst.results.tables import table
 def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> dict[str, Any]:
     """Write the report of all rows that a run's folder holds; returns the results."""
     rows = run.rows()
-    shown = sorted(rows, key=row_place)  # a grid that grew in another order gives the same report
-    pushed = read_json(run.path("pushed.json")) if run.path("pushed.json").exists() else {}
-    verdicts = rules.findings(shown, config.tolerated_drop)
-    scores = score_tables(shown)
-    tables = [*scores, *measure_tables(shown), cost_table(shown), saving(rows, pushed)]
-    pictures = _pictures(run, shown)
+    pushed = Counts(run.path("pushed.json")).pushed
+    with as_written(run.path("rows"), "vst protocol", ROWS):
+        shown = sorted(rows, key=row_place)  # a grid that grew in another order gives the same report
+        verdicts = rules.findings(shown, config.tolerated_drop)
+        scores = score_tables(shown)
+        tables = [*scores, *measure_tables(shown), cost_table(shown), saving(rows, pushed)]
+        pictures = _pictures(run, shown)
     with atomic_path(run.path("tables.md")) as path:
         path.write_text(_markdown(verdicts, tables), encoding="utf-8")
     with atomic_path(run.path("index.html")) as path:

@@ -12,6 +12,7 @@ import re
 import secrets
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -33,6 +34,7 @@ PACKAGES = (
     "jsonargparse", "lmms_eval", "llava",
 )
 # fmt: on
+OVERWRITE = "restore it, start the run again (overwrite), or give another folder"
 _KEY = re.compile(r"[\w=+,@-][\w.=+,@-]{0,199}", re.ASCII)
 
 
@@ -117,12 +119,12 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
         temporary.write_bytes((text + "\n").encode("utf-8", errors="backslashreplace"))
 
 
-def read_json(path: str | os.PathLike, advice: str = "restore the file or delete it") -> Any:
+def read_json(path: str | os.PathLike, advice: str = "restore it, or move it away") -> Any:
     """Read JSON.
 
     Args:
         path: of the file.
-        advice: what to do where it is damaged; by default what suits a file that a run wrote.
+        advice: what to do where it is damaged.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -130,7 +132,7 @@ def read_json(path: str | os.PathLike, advice: str = "restore the file or delete
     """
     try:
         return json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON ({error}); {advice}.") from error
 
 
@@ -196,6 +198,7 @@ class Run:
                 )
             if resume:
                 self._check_same_config()
+                self._check_environment(now)
                 return
             for path in [*self.folder.glob("rows/*.json"), *self.folder.glob("results.json")]:
                 path.unlink()
@@ -255,7 +258,11 @@ class Run:
         return sorted(stored, key=lambda entry: (entry["ordinal"], entry["key"]))
 
     def _check_same_config(self) -> None:
-        before, now = _flat(read_json(self.path("run.json"))), _flat(self.config)
+        path = self.path("run.json")
+        stored = read_json(path, OVERWRITE)
+        if not isinstance(stored, dict):
+            raise ValueError(f"{path} holds no run's config (a JSON object); {OVERWRITE}.")
+        before, now = _flat(stored), _flat(self.config)
         differences = [
             f"{key} ({_shown(before, key)} in the run, {_shown(now, key)} now)"
             for key in {**before, **now}
@@ -267,6 +274,21 @@ class Run:
                 "config it was started with, or another folder."
             )
 
+    def _check_environment(self, now: dict[str, Any]) -> None:
+        """See at once that the environment can be told at the end; a run that is sound otherwise goes on."""
+        path = self.path("environment.json")
+        try:
+            fault = None if isinstance(read_json(path), dict) else "it holds no JSON object"
+        except ValueError as error:
+            fault = str(error.__cause__)
+        if fault is not None:
+            warnings.warn(
+                f"{path} is damaged ({fault}): on what the run began is not known any more, and what it goes on on is "
+                "written in its place.",
+                stacklevel=5,
+            )
+            write_json(path, now)
+
 
 def _stored_row(path: Path) -> dict[str, Any]:
     try:
@@ -275,7 +297,8 @@ def _stored_row(path: Path) -> dict[str, Any]:
         fault = str(error.__cause__)
     else:
         keys = set(stored) if isinstance(stored, dict) else set()
-        if keys >= {"ordinal", "key", "row"} and type(stored["ordinal"]) is int and stored["key"] == path.stem:
+        whole = keys >= {"ordinal", "key", "row"} and isinstance(stored["row"], dict)
+        if whole and type(stored["ordinal"]) is int and stored["key"] == path.stem:
             return stored
         fault = "it holds something else than what was written"
     raise ValueError(f"The row {path} is damaged ({fault}): restore it, or delete it to have it made again.")

@@ -9,7 +9,8 @@ from typing import Any
 from llava_integration.evaluate.lmms import questions
 from llava_integration.evaluate.lmms.evaluation import evaluate as run
 from llava_integration.evaluate.lmms.suites import SUITES
-from vst.results.folders import Run, read_json, write_json
+from vst.results.finished import as_written, read_results
+from vst.results.folders import Run, write_json
 from vst.results.locks import LOCK
 
 
@@ -76,7 +77,8 @@ def evaluate(
     kept = Run(folder, config, **flags, device=None if device == "auto" else device)
     if (folder / "results.json").is_file():
         print(f"{out} is complete; showing what is there (--overwrite starts again).")
-        show(read_json(folder / "results.json")["results"])
+        with as_written(folder / "results.json", "evaluate"):
+            show(read_results(folder / "results.json", "evaluate"))
         return
     shutil.rmtree(folder / "samples", ignore_errors=True)
     try:

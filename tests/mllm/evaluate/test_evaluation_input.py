@@ -99,7 +99,7 @@ def test_a_damaged_list_of_questions(row, tmp_path):
 
 def test_advice_suits_whose_file_it_is(tmp_path):
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ValueError, match=r"restore the file or delete it\.$"):
+    with pytest.raises(ValueError, match=r"restore it, or move it away\.$"):
         read_json(tmp_path / "a.json")
     with pytest.raises(ValueError, match=r"; mend it\.$"):
         read_json(tmp_path / "a.json", "mend it")
