@@ -8,6 +8,7 @@ import pytest
 from protocol_kit import plain
 
 from vst.protocol import run_protocol
+from vst.protocol.features import Counts
 
 pytest_plugins = ("protocol_kit",)
 
@@ -77,3 +78,15 @@ def test_a_damaged_row_is_named_with_what_to_do(config, tmp_path, damage):
     again = run_protocol(tmp_path / "run", config, show=False)
     key = lambda row: (row["kind"], row.get("source", ""), row.get("model", ""))  # noqa: E731
     assert sorted(plain(again["rows"]), key=key) == sorted(plain(whole["rows"]), key=key)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"clip": "many"}', '{"clip": null}'])
+def test_counts_that_are_none_are_named(tmp_path, text):
+    path = tmp_path / "pushed.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"pushed\.json .*move it away, and pictures are counted from now on\.$"):
+        Counts(path)
+    path.write_text('{"clip": 3}')
+    counts = Counts(path)
+    counts.push("clip", 2)
+    assert Counts(path).pushed == {"clip": 5}
