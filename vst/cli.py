@@ -16,7 +16,7 @@ from vst.fit.loop import fit_stitches
 from vst.fit.precision import usable_device
 from vst.measure.tables import LLAVA_PICTURES
 from vst.parsing import command as command
-from vst.parsing import run
+from vst.parsing import goes_on, run
 from vst.protocol.command import protocol
 from vst.results.locks import held
 from vst.tree.encoder import VSTEncoder
@@ -204,6 +204,7 @@ def _untrained(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
     return VSTEncoder.from_config(config, pretrained=False)
 
 
+@goes_on
 def demo(
     out: str | None = None,
     trunk: str | None = None,

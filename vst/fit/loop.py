@@ -359,6 +359,8 @@ class _Fit:
     def _finished(self, run: Run) -> FitResult:
         """A run that had finished: its stitches and results, read back."""
         self.tree.load_stitches(run.path("stitches"))
+        if self.main:
+            drop_states(run)  # left where it was stopped as it finished
         return FitResult.from_dict(read_json(run.path("results.json"))["results"])
 
 
