@@ -30,13 +30,14 @@ from vst.fit.loop import fit_stitches
 from vst.fit.objectives import OBJECTIVES
 from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
+from vst.results.drawing import NotDrawn, drawing
 from vst.results.feature_maps import pca_maps
 from vst.results.folders import Run, read_json
 from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
 from vst.tree.fusion import Fusion
-from vst.tree.saving import check_weights
+from vst.tree.saving import check_weights, read_config
 
 MAP_GRID = 14  # feature maps are shown finer than the stitches were fitted: they map token by token
 SHOWN = 8  # pictures of the page
@@ -61,6 +62,8 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
         print(f"{folder} is complete; showing what is there (--overwrite starts again).")
         if run.path("tree").exists():  # results may lie alone, as published ones do
             _warn_of_damage(run.path("tree"))
+            if not run.path("index.html").exists():  # it failed, or was stopped, as it was drawn
+                _Job(run, config, assets.prepare()).draw(results)
         _show(results, run)
         return results
     job = _Job(run, config, assets.prepare())
@@ -72,12 +75,18 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
             early = (seed, objective) == (first, config.objectives[0]) and objective != shown
             if early and not run.has(f"seed{seed}-{shown}"):
                 job.latency()
-                show_results(job.present(objective, seeds=[first]))
+                show_results(results := job.results(objective, seeds=[first]))
+                try:
+                    job.draw(results)
+                except NotDrawn as error:  # which must not cost what is still to come
+                    warnings.warn(str(error), stacklevel=2)
                 print(f"First results, by {objective} alone: {run.path('index.html')}. The fit of {shown} follows.")
         job.forget()
     job.latency()
-    results = job.present(shown, seeds=config.seeds)
-    run.finish(results)  # last: a run with results is complete
+    results = job.results(shown, seeds=config.seeds)
+    run.path("index.html").unlink(missing_ok=True)  # of the first results
+    run.finish(results)
+    job.draw(results)
     _show(results, run)
     return results
 
@@ -241,14 +250,20 @@ class _Job:
             rows = measure_tree(tree, device=self.device, **options)  # type: ignore[arg-type]
             self.run.add({"rows": rows, "device": self.device.type, **options}, "latency")
 
-    def present(self, shown: str, seeds: Sequence[int]) -> dict[str, Any]:
-        """Results of what is there, with the plot and the page drawn from them."""
-        rows = [r for r in self.run.rows() if "rows" in r or r["seed"] in seeds]
-        tree = VSTEncoder.from_pretrained(self.run.path("tree"))
-        results = demo_results(rows, self.config, tree.config, shown)
-        share_plot(results, self.run.path("curve.png"))
-        self._page(results, rows, tree)
-        return results
+    def results(self, shown: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """Results of what is there."""
+        return demo_results(self._rows(seeds), self.config, read_config(self.run.path("tree"))[1], shown)
+
+    def _rows(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        return [r for r in self.run.rows() if "rows" in r or r["seed"] in seeds]
+
+    def draw(self, results: dict[str, Any]) -> None:
+        """The plot and the page of results."""
+        with drawing(path := self.run.path("curve.png")):
+            share_plot(results, path)
+        with drawing(self.run.path("index.html")):
+            tree = VSTEncoder.from_pretrained(self.run.path("tree"))
+            self._page(results, self._rows(results["seeds"]), tree)
 
     def _page(self, results: dict[str, Any], rows: Sequence[Mapping[str, Any]], kept: VSTEncoder) -> None:
         """Masks that were predicted and feature maps of the first seed's first test scenes."""

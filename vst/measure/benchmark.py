@@ -13,6 +13,7 @@ import torch
 from vst.measure.execution import EXECUTIONS
 from vst.measure.latency import measure_tree
 from vst.models.fields import check_fields
+from vst.results.drawing import drawing
 from vst.results.folders import Run, atomic_path, read_json
 from vst.tree.encoder import VSTEncoder
 
@@ -98,14 +99,15 @@ def benchmark(
                 run.add({"key": key, "towers": found}, key)
             rows += found
     if run is not None:
+        run.finish(rows)
         write_csv(rows, run.path("latency.csv"))
         where = read_json(run.path("environment.json"))
         caption = (
             f"{where['device_name']}, {where['torch_threads']} threads, torch {where['versions']['torch']}, "
             f"{config.execution}; medians of {config.repeats} interleaved rounds, bars: 95 % intervals of the median"
         )
-        benchmark_plot(rows, run.path("latency.png"), caption)
-        run.finish(rows)  # last: a run with results is complete
+        with drawing(path := run.path("latency.png")):
+            benchmark_plot(rows, path, caption)
     return rows
 
 
