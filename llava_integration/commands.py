@@ -10,7 +10,7 @@ from llava_integration.evaluate.lmms.commands import evaluate, tasks
 from llava_integration.evaluate.sweep import sweep
 from llava_integration.hosts.doctor import doctor
 from llava_integration.train.training import train
-from vst.parsing import goes_on
+from vst.results.stopping import goes_on
 
 
 @goes_on

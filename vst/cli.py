@@ -16,9 +16,10 @@ from vst.fit.loop import fit_stitches
 from vst.fit.precision import usable_device
 from vst.measure.tables import LLAVA_PICTURES
 from vst.parsing import command as command
-from vst.parsing import goes_on, run
+from vst.parsing import run
 from vst.protocol.command import protocol
 from vst.results.locks import held
+from vst.results.stopping import goes_on
 from vst.tree.encoder import VSTEncoder
 from vst.tree.options import TreeArgs
 from vst.trunk.command import trunk

@@ -17,12 +17,11 @@ from typing import Any, NoReturn
 
 from vst.fit.processes import leave_group
 from vst.models.fields import shown
-from vst.results.stopping import ending
+from vst.results.stopping import GOING_ON, ending
 
 _IMPORT = "import"
 
 Function = Callable[..., Any]
-_GOING_ON: set[Function] = set()
 
 
 def command(function: Function, args: list[str] | None = None) -> None:
@@ -34,12 +33,6 @@ def command(function: Function, args: list[str] | None = None) -> None:
             advise(_how_to_go_on(function, values))
             function(**values)
         leave_group()
-
-
-def goes_on(function: Function) -> Function:
-    """Mark a command of which a second call goes on where the first was stopped, without an option that says so."""
-    _GOING_ON.add(function)
-    return function
 
 
 def parse(
@@ -75,7 +68,7 @@ def run(functions: Sequence[Function], args: list[str] | None = None, **texts: s
 
 def _how_to_go_on(function: Function, values: dict[str, Any]) -> str:
     """What is said when a command is stopped; nothing of one that keeps nothing."""
-    if function in _GOING_ON:
+    if function in GOING_ON:
         return "The same call goes on from what was saved."
     if "resume" in values and values.get("out") is not None:
         return "The same call with --resume goes on from what was saved."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vst.parsing import goes_on
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.grid import run_protocol
+from vst.results.stopping import goes_on
 
 
 @goes_on

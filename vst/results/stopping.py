@@ -20,6 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _listening = 0
 _advice = "The same call with --resume (resume=True) goes on from there."
 _said = False
+GOING_ON: set[Callable[..., None]] = set()
+"""Commands that :func:`goes_on` marks."""
 
 
 class _Ended(KeyboardInterrupt):
@@ -136,6 +138,12 @@ def ending() -> Iterator[Callable[[str], None]]:
         _advice = before
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
+
+
+def goes_on(function: Callable[..., None]) -> Callable[..., None]:
+    """Mark a command of which a second call goes on where the first was stopped, without an option that says so."""
+    GOING_ON.add(function)
+    return function
 
 
 def _say(what: str) -> None:
