@@ -10,8 +10,10 @@ from llava_integration.evaluate.lmms.commands import evaluate, tasks
 from llava_integration.evaluate.sweep import sweep
 from llava_integration.hosts.doctor import doctor
 from llava_integration.train.training import train
+from vst.results.stopping import goes_on
 
 
+@goes_on
 def demo(
     out: str = "runs/llava-demo",
     demo: LlavaDemoConfig = LlavaDemoConfig(),  # noqa: B008 (frozen)

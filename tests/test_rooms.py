@@ -15,7 +15,7 @@ BELOW = {
         "models": {"results"},
         "tree": {"models", "data", "results"},
         "fit": {"tree", "models", "data", "results"},
-        "parsing": {"fit", "models"},
+        "parsing": {"fit", "models", "results"},
         "measure": {"fit", "tree", "models", "data", "results"},
         "demo": {"measure", "fit", "tree", "models", "data", "results"},
         "trunk": {"demo", "measure", "fit", "tree", "models", "data", "results"},

@@ -19,6 +19,7 @@ from vst.parsing import command as command
 from vst.parsing import run
 from vst.protocol.command import protocol
 from vst.results.locks import held
+from vst.results.stopping import goes_on
 from vst.tree.encoder import VSTEncoder
 from vst.tree.options import TreeArgs
 from vst.trunk.command import trunk
@@ -204,6 +205,7 @@ def _untrained(path: str | None, tree: TreeArgs | None) -> VSTEncoder:
     return VSTEncoder.from_config(config, pretrained=False)
 
 
+@goes_on
 def demo(
     out: str | None = None,
     trunk: str | None = None,

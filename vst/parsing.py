@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from vst.fit.processes import leave_group
 from vst.models.fields import shown
+from vst.results.stopping import GOING_ON, ending
 
 _IMPORT = "import"
 
@@ -27,8 +28,10 @@ def command(function: Function, args: list[str] | None = None) -> None:
     """Run one function as a script of its own, its parameters as options (``train/stitch.py`` and its like)."""
     parser = _add(_parser(), function)
     with _quiet_when_unread():
-        with _one_sentence():
-            function(**_own(_read(parser, args).as_dict()))
+        with ending() as advise, _one_sentence():
+            values = _own(_read(parser, args).as_dict())
+            advise(_how_to_go_on(function, values))
+            function(**values)
         leave_group()
 
 
@@ -54,11 +57,22 @@ def parse(
 def run(functions: Sequence[Function], args: list[str] | None = None, **texts: str) -> None:
     """Parse as :func:`parse` does, and call the function that was named."""
     with _quiet_when_unread():
-        with _one_sentence():
-            values = parse(functions, args, **texts).as_dict()
-            function = next(f for f in functions if f.__name__ == values["subcommand"])
-            function(**_own(values[function.__name__]))
+        with ending() as advise, _one_sentence():
+            parsed = parse(functions, args, **texts).as_dict()
+            function = next(f for f in functions if f.__name__ == parsed["subcommand"])
+            values = _own(parsed[function.__name__])
+            advise(_how_to_go_on(function, values))
+            function(**values)
         leave_group()
+
+
+def _how_to_go_on(function: Function, values: dict[str, Any]) -> str:
+    """What is said when a command is stopped; nothing of one that keeps nothing."""
+    if function in GOING_ON:
+        return "The same call goes on from what was saved."
+    if "resume" in values and values.get("out") is not None:
+        return "The same call with --resume goes on from what was saved."
+    return ""
 
 
 def _read(parser: Any, args: list[str] | None) -> Any:

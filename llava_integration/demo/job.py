@@ -39,6 +39,7 @@ from vst.demo.config import MODELS
 from vst.fit.loop import fit_stitches
 from vst.fit.precision import has_bf16, uses_bf16
 from vst.models.checkpoints import describe
+from vst.results.drawing import drawing
 from vst.results.finished import ROWS, as_written, read_results
 from vst.results.folders import OVERWRITE, Run, atomic_path, read_json
 from vst.tree.encoder import VSTEncoder
@@ -67,6 +68,10 @@ def run_demo(
         results = read_results(run.path("results.json"), "the language demo")
         with as_written(run.path("results.json"), "the language demo"):
             _show(results, folder)
+        if (
+            run.path("rows").exists() and not run.path("index.html").exists()
+        ):  # it failed, or was stopped, as it was drawn
+            draw(results, folder)
         return results
     job = _Job(run, config, device)
     job.tree()
@@ -78,8 +83,9 @@ def run_demo(
     job.leave_model()
     results = job.results()
     job.card(results)
-    job.page(results)
-    run.finish(results)  # last: a run with results is complete
+    run.path("index.html").unlink(missing_ok=True)
+    run.finish(results)
+    draw(results, folder)
     _show(results, folder)
     return results
 
@@ -188,6 +194,9 @@ class _Job:
         for stage, (model, tune, options) in stages.items():
             print(f"seed {seed}, split {split}: {stage}")
             folder = self.folder(seed, split, stage)
+            if (folder / "results.json").is_file():
+                check_weights(folder)
+                continue
             train(
                 model, data[stage], str(folder), tune, split, config.batch_size, {**common, **options},
                 resume=folder.exists(),
@@ -226,8 +235,8 @@ class _Job:
             blank = [without[q.question] for q in questions]
             row["datasets"][name] = score(questions, seen, blank)
             row["samples"] += [
-                {"dataset": name, "image": str(q.image), "question": q.question, "answer": a, "expected": q.answer,
-                 "blank": b}
+                {"dataset": name, "image": self._name(q.image), "question": q.question, "answer": a,
+                 "expected": q.answer, "blank": b}
                 for q, a, b in list(zip(questions, seen, blank, strict=True))[:12]
             ]  # fmt: skip
             part = questions[: self.config.depth_questions]
@@ -250,6 +259,11 @@ class _Job:
                 row["history"] += told["history"]
                 row["seconds"][stage] = told["seconds"]
         self.run.add(row, _key(seed, split))
+
+    def _name(self, picture: Path) -> str:
+        """Of a picture, inside the run relative to its folder, which may be moved."""
+        folder = self.run.folder
+        return str(picture.relative_to(folder) if picture.is_relative_to(folder) else picture.absolute())
 
     def leave_model(self) -> None:
         """The first seed's model, in the run's own folder."""
@@ -302,17 +316,25 @@ class _Job:
         }
         write_card(self.run.folder, str(self.assets.llm), "projector and language model (both stages)", scores)
 
-    def page(self, results: dict[str, Any]) -> None:
-        """Draw the plots and write the page."""
-        loss_curve(results["history"], self.run.path("loss.png"))
-        plots = {"training loss": self.run.path("loss.png")}
-        for name, depths in results["depths"].items():
-            path = self.run.path(f"depth-{name.replace(' ', '-').lower()}.png")
+
+def draw(results: dict[str, Any], folder: Path) -> None:
+    """Draw the plots of results into a run's folder, and write its page."""
+    plots = {"training loss": folder / "loss.png"}
+    with drawing(path := folder / "loss.png"):
+        loss_curve(results["history"], path)
+    for name, depths in results["depths"].items():
+        with drawing(path := folder / f"depth-{name.replace(' ', '-').lower()}.png"):
             note = f"{name}: {results['depth_questions']} questions; {results['caption']}"
             depth_curve(depths, path, note)
-            plots[f"{name}: answers by split depth"] = path
-        samples = [{**s, "image": Image.open(s["image"]).convert("RGB")} for s in results["samples"]]
-        write_page(self.run.folder, results, samples, plots)
+        plots[f"{name}: answers by split depth"] = path
+    with drawing(folder / "index.html"):
+        samples = [{**s, "image": Image.open(_picture(folder, s["image"])).convert("RGB")} for s in results["samples"]]
+        write_page(folder, results, samples, plots)
+
+
+def _picture(folder: Path, name: str) -> Path:
+    """Of a sample; rows of an earlier version name those of the run as seen from the working folder."""
+    return path if (path := folder / name).exists() else Path(name)
 
 
 def _key(seed: int, split: int | str) -> str:

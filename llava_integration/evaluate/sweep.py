@@ -6,6 +6,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from llava_integration.evaluate.plot import accuracy_latency_plot
 from llava_integration.models.assemble import load
 from vst.measure.latency import measure
 from vst.models.fields import number, whole
+from vst.results.drawing import drawing
 from vst.results.finished import ROWS, as_written, read_results
 from vst.results.folders import Run
 from vst.results.gain import share_of_gain
@@ -105,15 +107,18 @@ def sweep(
     run = Run(out, config, resume=resume and Path(out).exists(), overwrite=overwrite)
     if overwrite:
         shutil.rmtree(run.path("scores"), ignore_errors=True)
+        run.path("curve.png").unlink(missing_ok=True)
     if not run.path("results.json").is_file():
         job = _Sweep(run, rows, config)
         job.scores(gpus)
         job.times()
-        results = job.results()
-        accuracy_latency_plot(results, run.path("curve.png"))
-        run.finish(results)  # last: a run with results is complete
+        run.finish(job.results())
+    results = read_results(run.path("results.json"), "a sweep")
     with as_written(run.path("results.json"), "a sweep"):
-        show(read_results(run.path("results.json"), "a sweep"))
+        show(results)
+    if not (path := run.path("curve.png")).exists():
+        with drawing(path):
+            accuracy_latency_plot(results, path)
     print(f"results: {run.path('results.json')}, plot: {run.path('curve.png')}")
 
 
@@ -182,8 +187,12 @@ class _Sweep:
         with stopping() as stop:
             self.stop = stop
             with ThreadPoolExecutor(max(1, gpus)) as pool:
-                for done in [pool.submit(one, task) for task in wanted]:
-                    done.result()
+                try:
+                    for done in [pool.submit(one, task) for task in wanted]:
+                        done.result()
+                except KeyboardInterrupt:  # handed on, where the commands were not told by the same Ctrl-C
+                    stop.signal = signal.SIGINT
+                    raise
             stop.saved = f"in {self.run.folder} what was finished"
 
     def _say_plan(self, wanted: Sequence[tuple[str, int]], gpus: int) -> None:
@@ -245,6 +254,8 @@ class _Sweep:
             if self.stop.signal and not told:  # a training saves and ends then
                 told = True
                 process.send_signal(self.stop.signal)
+        if ended == -signal.SIGINT:  # Ctrl-C, which may have come there first
+            self.stop.signal = self.stop.signal or signal.SIGINT
         if ended:
             raise RuntimeError(
                 f"{title}: python -m llava_integration {' '.join(words)} ended with {ended}; what it printed "

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -111,6 +113,27 @@ def assemble(
             "language model."
         )
     return model.eval(), processor
+
+
+def check_reached(source: str) -> None:
+    """Ask the hub once for a language model that is not here, before transformers asks for many seconds.
+
+    Raises:
+        FileNotFoundError: it is neither a folder nor in the hub's cache, and the hub gives no answer.
+    """
+    if os.path.exists(os.path.expanduser(source)):
+        return
+    try:
+        if not isinstance(try_to_load_from_cache(source, "config.json"), str):
+            HfApi().model_info(source, timeout=10)
+    except (HFValidationError, HfHubHTTPError):
+        return  # no name on the hub, or it has answered: who loads it says what is wrong
+    except Exception as error:  # whatever the client's way to the network raises
+        raise FileNotFoundError(
+            f"The language model {source!r} is neither a folder here nor in the cache of the hub, which cannot be "
+            f"reached ({type(error).__name__}): fetch it where there is a network (hf download {source}) and give its "
+            "folder (model.llm)."
+        ) from error
 
 
 def load_language_model(source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -3,7 +3,10 @@
 A name can come to stand for other records, another tree or another model between a run's start and its resumption, and
 would then go on as a mixture of both. Records count with every byte. Of weights, which can be tens of GB, the names,
 types and shapes of all tensors count and a few bytes from each of them: another training changes nearly all values.
-Pictures count by the records that name them alone.
+Of pictures, which can be a million files, the names in the records count and the files' sizes; not the times of files,
+which are others wherever pictures are staged anew.
+
+What is the same by its content may have another name: a run goes on when it, its data or its models were moved.
 """
 
 from __future__ import annotations
@@ -11,16 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from llava_integration.train.data import DataConfig
 from llava_integration.train.model import ModelConfig
-from vst.results.folders import OVERWRITE, read_json
+from vst.results.folders import OVERWRITE, Run, read_json, write_json
 
 _TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+PICTURES = "pictures.json"
+_AT_ONCE, _PART = 16, 1024  # threads that ask for the sizes of pictures; pictures that one asks for at a time
 _PLACES, _BYTES = 3, 64  # of a tensor: at its beginning, in its middle and at its end
 _MOST_HEADER = 2**27  # bytes; safetensors itself takes no longer ones
 
@@ -44,20 +51,98 @@ def content(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
     }
 
 
-def noted(folder: Path, model: ModelConfig, data: DataConfig, resume: bool) -> dict[str, Any]:
-    """What a run's config says of content (``content``), to be noted or compared.
+def noted(
+    folder: Path, config: Mapping[str, Any], model: ModelConfig, data: DataConfig, resume: bool
+) -> dict[str, Any]:
+    """A run's config with what its files hold (``content``), to be noted or compared.
 
-    A finished run keeps what it noted, as it mixes with nothing any more and its files may be gone; one that was begun
-    by a version that noted nothing has nothing to compare.
+    What the run noted under another name, with the same content, is called by that name. A finished run keeps what it
+    noted, as it mixes with nothing any more and its files may be gone; one that was begun by a version that noted
+    nothing has nothing to compare.
     """
     file = folder / "run.json"
-    if resume and file.is_file():
-        before = read_json(file, OVERWRITE)
-        if not isinstance(before, dict):
-            raise ValueError(f"{file} holds no run's config (a JSON object); {OVERWRITE}.")
-        if "content" not in before or (folder / "results.json").is_file():
-            return {key: before[key] for key in ("content",) if key in before}
-    return {"content": content(model, data)}
+    if not (resume and file.is_file()):
+        return {**config, "content": content(model, data)}
+    before = read_json(file, OVERWRITE)
+    if not isinstance(before, dict):
+        raise ValueError(f"{file} holds no run's config (a JSON object); {OVERWRITE}.")
+    if "content" not in before or (folder / "results.json").is_file():
+        return {**config, **{key: before[key] for key in ("content",) if key in before}}
+    compared = (folder / PICTURES).is_file() or not any(folder.glob("checkpoints/*"))
+    return _renamed(config, content(model, data), before, compared)
+
+
+def _renamed(
+    config: Mapping[str, Any], found: dict[str, Any], before: Mapping[str, Any], compared: bool
+) -> dict[str, Any]:
+    """A config in the names that the run noted, where they stand for the same.
+
+    Args:
+        config: as it is given now.
+        found: its content.
+        before: what the run noted.
+        compared: whether the pictures, wherever they lie, are compared later on (:func:`check_pictures`), or nothing
+            was learned from any yet.
+    """
+    model, data, kept = dict(config["model"]), dict(config["data"]), before["content"]
+    for name, digest in found["model"].items():
+        if kept["model"].get(name) == digest:
+            model[name] = before["model"][name]
+    if [found["records"][file] for file in data["files"]] == list(kept["records"].values()):
+        data["files"], found = before["data"]["files"], {**found, "records": kept["records"]}
+    if compared and data["images"] is not None and before["data"]["images"] is not None:
+        data["images"] = before["data"]["images"]
+    return {**config, "model": model, "data": data, "content": found}
+
+
+def check_pictures(run: Run, names: Iterable[str], images: str | None) -> None:
+    """Note which pictures a run learns from, or compare: their names and sizes; one that is missing has the size -1.
+
+    Args:
+        run: which may have been begun by a version that noted nothing.
+        names: of the pictures of all conversations, in order, relative to ``images``.
+        images: the folder.
+
+    Raises:
+        ValueError: they are others than those that the run was begun with.
+    """
+    paths = list(names)
+    # On a network each answer takes its time, and they can be awaited together.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        parts = [paths[i : i + _PART] for i in range(0, len(paths), _PART)]
+        sizes = list(chain.from_iterable(pool.map(lambda part: [_size(images or "", name) for name in part], parts)))
+    sha = hashlib.sha256()
+    for name, size in zip(paths, sizes, strict=True):
+        sha.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    missing = sizes.count(-1)
+    found = {
+        "pictures": len(sizes) - missing,
+        "missing": missing,
+        "bytes": sum(sizes) + missing,
+        "sha256": sha.hexdigest(),
+    }
+    file = run.path(PICTURES)
+    if not file.is_file():
+        write_json(file, found)
+        return
+    before = read_json(file, "delete it, and the pictures are taken for those that the run was begun with")
+    if before != found:
+        raise ValueError(
+            f"{run.folder} cannot be resumed because the pictures in {images} are not those that it was begun with "
+            f"({_told(before)} then, {_told(found)} now, compared by names and sizes): put those back, or give another "
+            "folder."
+        )
+
+
+def _told(pictures: Mapping[str, Any]) -> str:
+    return f"{pictures['pictures']:,} of {pictures['bytes']:,} bytes and {pictures['missing']:,} missing"
+
+
+def _size(folder: str, name: str) -> int:
+    try:
+        return os.stat(os.path.join(folder, name)).st_size
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return -1
 
 
 def _records(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,11 @@ class Conversations(Dataset):
                 f"{self.config.images}; their conversations will be replaced by others."
             )
         return told, warnings
+
+    def pictures(self) -> Iterator[str]:
+        """Names of all conversations' pictures, in order, relative to the folder of pictures."""
+        for row in range(len(self)):
+            yield from self._records[row]["images"]
 
     @property
     def lengths(self) -> list[int]:

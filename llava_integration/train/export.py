@@ -14,6 +14,7 @@ import torch
 from transformers import LlavaProcessor
 
 from llava_integration.train.card import CARD, is_own_card, write_card
+from llava_integration.train.content import PICTURES
 from vst.tree.saving import weight_files
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def clear(folder: Path) -> None:
     own = (path.name for pattern in _OF_A_MODEL for path in folder.glob(pattern))
     for name in (*weight_files(folder), *own):
         (folder / name).unlink()
+    (folder / PICTURES).unlink(missing_ok=True)
     if is_own_card(folder / CARD):
         (folder / CARD).unlink()
 

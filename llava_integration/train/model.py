@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,10 +60,11 @@ class ModelConfig:
             spec = config.projector_spec() if hasattr(config, "projector_spec") else ProjectorSpec()
             vision: Any = config.vision_config
             return vision.tree_config(), config.text_config, spec, vision.full
-        tree = read_config(self.tower)[1] if self.tower is not None else self.tree.plan()  # type: ignore[union-attr]
+        tree = self.tree.plan() if self.tower is None else _tower_config(self.tower)  # type: ignore[union-attr]
         if self.fusion is not None:
             with torch.device("meta"):
                 tree = VSTEncoder(tree).set_fusion(self.fusion).config
+        assemble.check_reached(str(self.llm))
         try:
             text = AutoConfig.from_pretrained(os.path.expanduser(str(self.llm)))
         except OSError as error:
@@ -91,12 +93,25 @@ class ModelConfig:
         return model, processor
 
 
+def _tower_config(tower: str) -> VSTConfig:
+    try:
+        return read_config(tower)[1]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no tree {tower!r} (model.tower), neither in a folder here nor on the hub: fit it first (vst fit "
+            "--out RUN leaves it in RUN/tree), give another one, or the models that one is built from (model.tree)."
+        ) from error
+
+
 def _start_config(folder: str) -> LlavaConfig:
     try:
+        if not Path(folder).is_dir():  # else it may be taken for a name on the hub
+            raise FileNotFoundError(folder)
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{folder} holds no model that an earlier stage left (model.start): give the folder of a finished run."
+            f"{folder} holds no model that an earlier stage left (model.start): run that stage first, or give the "
+            "folder of a finished one."
         ) from error
     if not isinstance(config, LlavaConfig) or not hasattr(config.vision_config, "tree_config"):
         raise ValueError(

@@ -20,7 +20,7 @@ from llava_integration.models.processing import image_tokens
 from llava_integration.train import tuning
 from llava_integration.train.card import language_model_of
 from llava_integration.train.config import TrainerConfig, TuneConfig, processes
-from llava_integration.train.content import noted
+from llava_integration.train.content import check_pictures, noted
 from llava_integration.train.data import Collate, Conversations, DataConfig
 from llava_integration.train.export import clear, export
 from llava_integration.train.model import ModelConfig
@@ -111,13 +111,16 @@ def train(
     folder = Path(out)
     run = None
     if main:
-        config |= noted(folder, model, data, resume)
+        config = noted(folder, config, model, data, resume)
         run = Run(folder, config, resume=resume and folder.exists(), overwrite=overwrite)
         if overwrite:
             clear(folder)
     if (folder / "results.json").is_file() and not overwrite:
         check_weights(folder)
         if main:
+            shutil.rmtree(values["output_dir"], ignore_errors=True)  # left where it was stopped as it finished
+            if not (folder / "loss.png").exists():
+                _draw(read_json(folder / "results.json")["results"].get("history", []), folder / "loss.png")
             print(f"{out} is complete; nothing was done (--overwrite starts it again).")
         return
     try:
@@ -178,6 +181,7 @@ def _train(
         print(told)
         for caution in cautions:
             warnings.warn(caution, stacklevel=2)
+        check_pictures(run, conversations.pictures(), data.images)
     args = TrainingArguments(**values)
     device = args.device  # asked for before the start, as it is what lets the processes speak to each other
     if tune.start == "ridge" and model.start is None:

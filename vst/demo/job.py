@@ -30,6 +30,7 @@ from vst.fit.loop import fit_stitches
 from vst.fit.objectives import OBJECTIVES
 from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
+from vst.results.drawing import NotDrawn, drawing
 from vst.results.feature_maps import pca_maps
 from vst.results.finished import ROWS, as_written, read_results
 from vst.results.folders import Run
@@ -37,7 +38,7 @@ from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
 from vst.tree.fusion import Fusion
-from vst.tree.saving import check_weights
+from vst.tree.saving import check_weights, read_config
 
 MAP_GRID = 14  # feature maps are shown finer than the stitches were fitted: they map token by token
 SHOWN = 8  # pictures of the page
@@ -64,6 +65,10 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
             _warn_of_damage(run.path("tree"))
         with as_written(run.path("results.json"), "vst demo"):
             _show(results, run)
+        if (
+            run.path("tree").exists() and not run.path("index.html").exists()
+        ):  # it failed, or was stopped, as it was drawn
+            _Job(run, config, assets.prepare()).draw(results)
         return results
     job = _Job(run, config, assets.prepare())
     first, shown = config.seeds[0], config.objectives[-1]
@@ -74,12 +79,18 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
             early = (seed, objective) == (first, config.objectives[0]) and objective != shown
             if early and not run.has(f"seed{seed}-{shown}"):
                 job.latency()
-                show_results(job.present(objective, seeds=[first]))
+                show_results(results := job.results(objective, seeds=[first]))
+                try:
+                    job.draw(results)
+                except NotDrawn as error:  # which must not cost what is still to come
+                    warnings.warn(str(error), stacklevel=2)
                 print(f"First results, by {objective} alone: {run.path('index.html')}. The fit of {shown} follows.")
         job.forget()
     job.latency()
-    results = job.present(shown, seeds=config.seeds)
-    run.finish(results)  # last: a run with results is complete
+    results = job.results(shown, seeds=config.seeds)
+    run.path("index.html").unlink(missing_ok=True)  # of the first results
+    run.finish(results)
+    job.draw(results)
     _show(results, run)
     return results
 
@@ -243,15 +254,21 @@ class _Job:
             rows = measure_tree(tree, device=self.device, **options)  # type: ignore[arg-type]
             self.run.add({"rows": rows, "device": self.device.type, **options}, "latency")
 
-    def present(self, shown: str, seeds: Sequence[int]) -> dict[str, Any]:
-        """Results of what is there, with the plot and the page drawn from them."""
-        tree = VSTEncoder.from_pretrained(self.run.path("tree"))
+    def results(self, shown: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """Results of what is there."""
         with as_written(self.run.path("rows"), "vst demo", ROWS):
-            rows = [r for r in self.run.rows() if "rows" in r or r["seed"] in seeds]
-            results = demo_results(rows, self.config, tree.config, shown)
-        share_plot(results, self.run.path("curve.png"))
-        self._page(results, rows, tree)
-        return results
+            return demo_results(self._rows(seeds), self.config, read_config(self.run.path("tree"))[1], shown)
+
+    def _rows(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        return [r for r in self.run.rows() if "rows" in r or r["seed"] in seeds]
+
+    def draw(self, results: dict[str, Any]) -> None:
+        """The plot and the page of results."""
+        with drawing(path := self.run.path("curve.png")):
+            share_plot(results, path)
+        with drawing(self.run.path("index.html")):
+            tree = VSTEncoder.from_pretrained(self.run.path("tree"))
+            self._page(results, self._rows(results["seeds"]), tree)
 
     def _page(self, results: dict[str, Any], rows: Sequence[Mapping[str, Any]], kept: VSTEncoder) -> None:
         """Masks that were predicted and feature maps of the first seed's first test scenes."""

@@ -360,6 +360,8 @@ class _Fit:
     def _finished(self, run: Run) -> FitResult:
         """A run that had finished: its stitches and results, read back."""
         self.tree.load_stitches(run.path("stitches"))
+        if self.main:
+            drop_states(run)  # left where it was stopped as it finished
         path = run.path("results.json")
         with as_written(path, "a fit"):
             return FitResult.from_dict(read_results(path, "a fit"))

@@ -14,6 +14,7 @@ from vst.measure.execution import EXECUTIONS
 from vst.measure.latency import measure_tree
 from vst.measure.recommend import timed_rows
 from vst.models.fields import check_fields
+from vst.results.drawing import drawing
 from vst.results.finished import ROWS, as_written
 from vst.results.folders import Run, atomic_path, read_json
 from vst.tree.encoder import VSTEncoder
@@ -102,6 +103,7 @@ def benchmark(
                 run.add({"key": key, "towers": found}, key)
             rows += found
     if run is not None:
+        run.finish(rows)
         write_csv(rows, run.path("latency.csv"))
         path = run.path("environment.json")
         with as_written(path, "vst latency"):
@@ -111,8 +113,8 @@ def benchmark(
             f"{on}, "
             f"{config.execution}; medians of {config.repeats} interleaved rounds, bars: 95 % intervals of the median"
         )
-        benchmark_plot(rows, run.path("latency.png"), caption)
-        run.finish(rows)  # last: a run with results is complete
+        with drawing(path := run.path("latency.png")):
+            benchmark_plot(rows, path, caption)
     return rows
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.grid import run_protocol
+from vst.results.stopping import goes_on
 
 
+@goes_on
 def protocol(protocol: ProtocolConfig, out: str = "runs/protocol", overwrite: bool = False) -> None:
     """Ask which models stitch, where, how, and against which control: a grid of stitched models and its report.
 

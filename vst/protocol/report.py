@@ -14,6 +14,7 @@ from vst.protocol.config import ProtocolConfig
 from vst.protocol.features import Counts
 from vst.protocol.plots import cka_picture, curves, training_curves
 from vst.protocol.tables import Table, cost_table, kinds, measure_tables, saving, score_tables, stitched_rows
+from vst.results.drawing import drawing
 from vst.results.finished import ROWS, as_written
 from vst.results.folders import Run, atomic_path, read_json
 from vst.results.page import STYLE, data_url, html_table
@@ -29,11 +30,8 @@ def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec])
         verdicts = rules.findings(shown, config.tolerated_drop)
         scores = score_tables(shown)
         tables = [*scores, *measure_tables(shown), cost_table(shown), saving(rows, pushed)]
-        pictures = _pictures(run, shown)
     with atomic_path(run.path("tables.md")) as path:
         path.write_text(_markdown(verdicts, tables), encoding="utf-8")
-    with atomic_path(run.path("index.html")) as path:
-        path.write_text(_page(config, specs, verdicts, tables, [run.path(name) for name in pictures]), encoding="utf-8")
     results = {
         "axes": read_json(run.path("axes.json")),
         "findings": [v.to_dict() for v in verdicts],
@@ -45,6 +43,9 @@ def write_report(run: Run, config: ProtocolConfig, specs: Mapping[str, VFMSpec])
         table(scored.title, scored.columns, scored.rows, scored.note)
     for v in verdicts:
         print(f"{v.finding}. {v.sentence}")
+    pictures = _pictures(run, shown)
+    with atomic_path(run.path("index.html")) as path:
+        path.write_text(_page(config, specs, verdicts, tables, pictures), encoding="utf-8")
     print(f"results: {run.path('results.json')}\npage:    {run.path('index.html')}")
     return results
 
@@ -57,18 +58,19 @@ def row_place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return *names, chain, ends[0] == ends[1], ends, row.get("depth", 0), row["seed"]
 
 
-def _pictures(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = []
+def _pictures(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    paths = []
     for task in kinds(rows, "task"):
         for family in kinds([r for r in stitched_rows(rows) if r["task"] == task], "family"):
-            name = f"{task}-{family}"
-            curves(rows, task, family, run.path(f"scores-{name}.png"))
-            training_curves(rows, task, family, run.path(f"training-{name}.png"))
-            names += [f"scores-{name}.png", f"training-{name}.png"]
+            for what, draw in (("scores", curves), ("training", training_curves)):
+                paths.append(path := run.path(f"{what}-{task}-{family}.png"))
+                with drawing(path):
+                    draw(rows, task, family, path)
         if any(r["kind"] == "cka" and r["task"] == task for r in rows):
-            cka_picture(rows, task, run.path(f"cka-{task}.png"))
-            names.append(f"cka-{task}.png")
-    return [name for name in names if run.path(name).exists()]
+            paths.append(path := run.path(f"cka-{task}.png"))
+            with drawing(path):
+                cka_picture(rows, task, path)
+    return [path for path in paths if path.exists()]
 
 
 def _markdown(verdicts: Sequence[rules.Verdict], tables: Sequence[Table]) -> str:

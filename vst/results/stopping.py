@@ -1,4 +1,7 @@
-"""SIGTERM and SIGHUP, as clusters send them: a run saves at its next step, and then ends as it was told to."""
+"""SIGTERM and SIGHUP, as clusters send them, and Ctrl-C: a run ends as it was told to, with a line on how to go on.
+
+While it trains, it saves at its next step first.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +18,18 @@ import torch.distributed as dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _listening = 0
+_advice = "The same call with --resume (resume=True) goes on from there."
+_said = False
+GOING_ON: set[Callable[..., None]] = set()
+"""Commands that :func:`goes_on` marks."""
+
+
+class _Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which take Ctrl-C's way out: whatever is half done is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Stop:
@@ -79,17 +94,70 @@ def stopping() -> Iterator[Stop]:
 
 def _obey(stop: Stop) -> None:
     if stop.saved is not None:
-        told = f"Stopped by {signal.Signals(stop.signal).name}; saved {stop.saved}."
-        print(f"{told} The same call with --resume (resume=True) goes on from there.")
+        _say(f"Stopped by {signal.Signals(stop.signal).name}; saved {stop.saved}.")
     sys.stdout.flush()
     sys.stderr.flush()
     os.kill(os.getpid(), stop.signal)
     raise SystemExit(128 + stop.signal)  # where a handler of the caller's lets the process live
 
 
+@contextmanager
+def ending() -> Iterator[Callable[[str], None]]:
+    """End a command by the signal that it was sent (SIGTERM, SIGHUP or Ctrl-C), with one line and no traceback.
+
+    Of several processes each ends at once, as their launcher expects; the first one alone speaks. What the block is
+    given sets the line's advice on how to go on.
+    """
+    global _advice, _said
+    before, _said, caught = _advice, False, []
+    if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        caught = [s for s in SIGNALS if signal.getsignal(s) is signal.SIG_DFL]
+
+    def end(number: int, frame: Any) -> None:
+        raise _Ended(number)
+
+    def advise(advice: str) -> None:
+        global _advice
+        _advice = advice
+
+    advise("")
+    for number in caught:
+        signal.signal(number, end)
+    try:
+        yield advise
+    except KeyboardInterrupt as error:
+        number = getattr(error, "number", signal.SIGINT)
+        if not _said and os.environ.get("RANK", "0") == "0":
+            _say(f"Stopped by {signal.Signals(number).name}.")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        raise SystemExit(128 + number) from None  # where the signal is blocked
+    finally:
+        _advice = before
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def goes_on(function: Callable[..., None]) -> Callable[..., None]:
+    """Mark a command of which a second call goes on where the first was stopped, without an option that says so."""
+    GOING_ON.add(function)
+    return function
+
+
+def _say(what: str) -> None:
+    global _said
+    _said = True
+    print(f"{what} {_advice}".rstrip())
+
+
 def _in_child() -> None:
     if _listening:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:  # a forked process, such as a loader's worker, has nothing to say
+        if getattr(signal.getsignal(number), "__qualname__", "").startswith("ending."):
+            signal.signal(number, signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_in_child)

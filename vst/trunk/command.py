@@ -9,6 +9,7 @@ from typing import Any
 from vst.demo.assets import exact_source
 from vst.demo.division import demo_pictures
 from vst.fit.precision import usable_device
+from vst.results.drawing import drawing
 from vst.results.folders import Run
 from vst.results.locks import LOCK, held
 from vst.results.tables import table
@@ -73,5 +74,6 @@ def _trunk(
         facts = {"models": sources, "images": images, "labels": labels, "heldout_images": heldout_images}
         run = Run(out, {**facts, "compare": compare}, overwrite=overwrite, device=where)
         print(f"results: {run.finish(results)}")  # before the plot, which could fail
-        trunk_plot(results, run.path("trunk.png"))
+        with drawing(run.path("trunk.png")):
+            trunk_plot(results, run.path("trunk.png"))
         print(f"plot:    {run.path('trunk.png')}")

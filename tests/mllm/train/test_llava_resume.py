@@ -164,3 +164,53 @@ def test_content_is_what_the_files_hold(kit):
     weights.write_bytes(b"\xff" * 40)  # damaged: somebody else says so
     assert content(moved, kit.data)["model"]["llm"] != found["model"]["llm"]
     assert content(ModelConfig(llm="owner/name", tower="owner/tree"), kit.data)["model"] == {}
+
+
+def test_other_pictures_under_the_same_names_are_refused(kit, stopped):
+    folder, options = stopped()
+    (kit.folder / "images" / "8.png").write_bytes((kit.folder / "images" / "9.png").read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"cannot be resumed because the pictures in .*images are not those.*names"):
+        train(kit.model, kit.data, str(folder), FULL, **options, resume=True)
+
+
+def test_pictures_staged_anew_and_everything_moved_goes_on_to_the_same(kit, stopped, tmp_path):
+    """Other times of files and other names of everything that the run was begun with."""
+    train(kit.model, kit.data, str(tmp_path / "whole"), FULL, **kit.options(steps=6, save=2))
+    folder, options = stopped()
+    moved = tmp_path / "moved"
+    shutil.move(folder, moved)
+    shutil.copytree(kit.folder, tmp_path / "staged", copy_function=shutil.copyfile)
+    shutil.rmtree(kit.folder)
+    staged = tmp_path / "staged"
+    model = ModelConfig(llm=str(staged / "llm"), tower=str(staged / "tree"))
+    data = dataclasses.replace(kit.data, files=[str(staged / "data.json")], images=str(staged / "images"))
+    train(model, data, str(moved), FULL, **options, resume=True)
+    one, two = (load_file(path / "model.safetensors") for path in (tmp_path / "whole", moved))
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_run_that_noted_no_pictures_goes_on(kit, stopped):
+    folder, options = stopped()
+    (folder / "pictures.json").unlink()
+    (kit.folder / "images" / "8.png").unlink()
+    train(kit.model, kit.data, str(folder), FULL, **options, resume=True)
+    assert json.loads((folder / "pictures.json").read_text())["missing"] == 1
+
+
+def test_pictures_are_noted_by_names_and_sizes(kit, tmp_path):
+    train(kit.model, kit.data, str(tmp_path / "run"), **kit.options(steps=1))
+    names = [f"{i}.png" for i in (0, 1, 2, 3, 4, 4, 7, 8, 9)]  # the records', in order; the fourth has two
+    sizes = [(kit.folder / "images" / name).stat().st_size for name in names]
+    told = "".join(f"{name}\0{size}\n" for name, size in zip(names, sizes, strict=True))
+    expected = {"pictures": 9, "missing": 0, "bytes": sum(sizes), "sha256": hashlib.sha256(told.encode()).hexdigest()}
+    assert json.loads((tmp_path / "run" / "pictures.json").read_text()) == expected
+
+
+def test_a_run_that_was_stopped_as_it_finished_is_finished(kit, tmp_path):
+    folder = tmp_path / "run"
+    train(kit.model, kit.data, str(folder), **kit.options(steps=2))
+    (folder / "loss.png").unlink()
+    (folder / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    train(kit.model, kit.data, str(folder), **kit.options(steps=2), resume=True)
+    assert (folder / "loss.png").is_file()
+    assert not (folder / "checkpoints").exists()
