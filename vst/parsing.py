@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from vst.fit.processes import leave_group
 from vst.models.fields import shown
+from vst.option_files import check_option_files
 
 _IMPORT = "import"
 
@@ -63,7 +64,9 @@ def run(functions: Sequence[Function], args: list[str] | None = None, **texts: s
 
 def _read(parser: Any, args: list[str] | None) -> Any:
     """Options as objects; what they import is imported before the objects are made."""
-    values = parser.parse_args(_words(args))
+    words = _words(args)
+    check_option_files(words)
+    values = parser.parse_args(words)
     inner = values.get(values.get("subcommand") or "") or {}
     for names in (values.get(_IMPORT), inner.get(_IMPORT)):
         for name in (names or "").split(","):
