@@ -165,3 +165,24 @@ def test_a_pipe_that_broke_elsewhere_is_told():
 
     with pytest.raises(SystemExit, match="BrokenPipeError: a worker's"):
         run([broken], ["broken"])
+
+
+BOMB = b"a: &a [x]\n" + b"".join(b"%c: &%c [%s]\n" % (c, c, b"*%c," % (c - 1) * 9) for c in range(98, 118))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"images: a\nimages: b\n", "says images twice"),
+        (b"fit: {epochs: 1, epochs: 2}\n", "says epochs twice"),
+        (BOMB, "aliases"),
+        (b"a: &a [*a]\n", "of what it stands in"),
+        (b"x: " + b"[" * 5000 + b"]" * 5000, "nested too deeply"),
+        (b"images: \xe9\n", "not in UTF-8"),
+    ],
+)
+def test_a_file_of_options_that_says_more_than_one_thing_is_refused(tmp_path, text, message):
+    (tmp_path / "options.yaml").write_bytes(text)
+    for words in (["--config", str(tmp_path / "options.yaml")], [f"--config={tmp_path / 'options.yaml'}"]):
+        with pytest.raises(SystemExit, match=message):
+            cli.main(["fit", *words])

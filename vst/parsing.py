@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from vst.fit.processes import leave_group
 from vst.models.fields import shown
+from vst.option_files import check_option_files
 from vst.results.stopping import GOING_ON, ending
 
 _IMPORT = "import"
@@ -77,7 +78,9 @@ def _how_to_go_on(function: Function, values: dict[str, Any]) -> str:
 
 def _read(parser: Any, args: list[str] | None) -> Any:
     """Options as objects; what they import is imported before the objects are made."""
-    values = parser.parse_args(_words(args))
+    words = _words(args)
+    check_option_files(words)
+    values = parser.parse_args(words)
     inner = values.get(values.get("subcommand") or "") or {}
     for names in (values.get(_IMPORT), inner.get(_IMPORT)):
         for name in (names or "").split(","):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from transformers import (
 
 from llava_integration.models.chat import IMAGE_TOKEN
 from llava_integration.models.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
-from llava_integration.models.processing import image_tokens, make_processor, pad_left
+from llava_integration.models.processing import VSTImageProcessor, image_tokens, make_processor, pad_left
 from llava_integration.models.vision import VSTVisionConfig, VSTVisionModel
+from vst.models.finite import not_finite, some
 from vst.tree.baseline import FullTower
 from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
@@ -158,14 +160,28 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[PreTrain
 
     Raises:
         FileNotFoundError: there is none, or a file of its weights is missing.
-        ValueError: a file of its weights was cut.
+        ValueError: a file of its weights was cut, lacks tensors of the model, or holds numbers that are not finite.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no saved model (config.json); give the folder of a finished run.")
     check_weights(folder)
     options = {} if dtype is None else {"dtype": dtype}
-    model = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
+    model, found = loaded
+    # transformers itself makes up whatever is missing, and says so in a table.
+    if odd := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+        raise ValueError(f"{folder} lacks {some(odd)} of the model in its config.json: restore it, or save it again.")
+    if bad := not_finite(model.state_dict()):
+        raise ValueError(f"{folder} holds numbers that are not finite in {some(bad)}: restore it, or save it again.")
     processor = AutoProcessor.from_pretrained(folder)
+    tree = model.config.vision_config.tree_config()
+    given, own = processor.image_processor, VSTImageProcessor.from_tree(tree)
+    if other := [n for n in ("size", "image_mean", "image_std", "cut") if getattr(given, n, None) != getattr(own, n)]:
+        warnings.warn(
+            f"{folder}: its image processor has {other[0]} {getattr(given, other[0], None)}, and its tree was made for "
+            f"{getattr(own, other[0])}: pictures are prepared as the image processor says.",
+            stacklevel=2,
+        )
     pad_left(processor.tokenizer)  # folders of an earlier version do not say so
     return model.eval(), processor
 
@@ -187,6 +203,12 @@ def _generation(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     config = GenerationConfig.from_dict((language_model.generation_config or GenerationConfig()).to_dict())
     if config.eos_token_id is None:
         config.eos_token_id = tokenizer.eos_token_id
+    if config.eos_token_id is None:
+        warnings.warn(
+            "Neither the tokenizer (eos_token) nor the language model's generation_config says which token ends an "
+            "answer, so every answer will run to its longest; set one of the two.",
+            stacklevel=3,
+        )
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     return config

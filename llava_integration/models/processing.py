@@ -196,8 +196,13 @@ def make_processor(
 
     Raises:
         ValueError: the language model has no chat template and none is given, or its tokenizer neither a padding token
-            nor an end of sequence.
+            nor an end of sequence, or one of them is ``<image>``.
     """
+    if taken := [n for n in ("pad_token", "eos_token", "bos_token") if getattr(tokenizer, n) == IMAGE_TOKEN]:
+        raise ValueError(
+            f"The tokenizer's {taken[0]} is {IMAGE_TOKEN}, which stands for pictures alone: give it another, and save "
+            "the tokenizer."
+        )
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     if tokenizer.pad_token is None:

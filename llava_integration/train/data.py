@@ -342,7 +342,7 @@ def _conversation(record: Any, config: DataConfig) -> dict[str, Any]:
     images = _images(record, config)
     if key := unread_key(record, images):
         raise _Unusable(unread(key))
-    if tag := next(filter(None, (unread_tag(m["content"]) for m in messages if m["role"] == "user")), None):
+    if tag := next(filter(None, (unread_tag(m["content"]) for m in head + messages if m["role"] != "assistant")), None):
         raise _Unusable(f"has the tag {tag}; a picture's place is told by {IMAGE_TOKEN}, and no other media are read")
     _place_tags(messages, len(images))
     if config.style == "plain" and (len(messages) != 2 or not images):

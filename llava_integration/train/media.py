@@ -21,7 +21,7 @@ _OWN = (KEY, "conversations", "id", "from", "value")
 _SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".avif", ".svg",
     ".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wav", ".mp3", ".flac", ".ogg", ".m4a", ".npy",
-    ".npz",
+    ".npz", ".ply", ".pcd", ".obj", ".glb", ".pdf", ".dcm", ".nii", ".nii.gz", ".heif", ".jp2", ".exr", ".ppm",
 )
 # fmt: on
 _INSIDE = ("image", "picture", "photo", "video", "audio", "screenshot")  # telling wherever they stand in a key
@@ -32,7 +32,8 @@ _KEYS = re.compile(rf"{_NOUN}|media|pixel_?values|(?:video|audio|sound|speech)s?
 # Not what stands in back quotes, has its end tag as HTML has, or is called a tag.
 _TAG = re.compile(
     r"(?<!`)<\|?(?:vila/)?(?P<name>(?:image|img|picture|photo|video|audio|speech|sound|frame)s?"
-    r"(?:[_-]?(?:here|placeholder|pad|token|patch|features?|start|bos|soft_token))?[_ -]?\d*|vision_start)\|?>"
+    r"(?:[_-]?(?:here|placeholder|pad|token|patch|features?|start|bos|soft_token))?[_ -]?\d*"
+    r"|vision_start|start_of_image|im_patch)\|?>"
     r"(?!\s*(?:tags?|elements?)\b)",
     re.IGNORECASE,
 )
@@ -49,10 +50,12 @@ def unread_key(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
         names: of the pictures that are read.
     """
     read = {os.path.basename(name) for name in names}
-    turns = {f"conversations.{key}": value for turn in record["conversations"] for key, value in turn.items()}
-    for path, value in [*record.items(), *turns.items()]:
+    own = [(key, value) for key, value in record.items() if key not in _OWN]
+    turns = [pair for turn in record["conversations"] for pair in turn.items()]
+    own += [(f"conversations.{key}", value) for key, value in turns if key not in _OWN or key == KEY]
+    for path, value in own:
         key = path.rpartition(".")[2]
-        if path in _OWN or (path in turns and key in _OWN and key != KEY) or not value:
+        if not value:
             continue
         if not read:
             if found := next(_telling(path, value), None):
@@ -65,7 +68,7 @@ def unread_key(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def unread_tag(text: str) -> str | None:
-    """The first tag in what a user says that stands for media, ``<image>`` aside; None: there is none."""
+    """The first tag in what a user or the system says that stands for media, ``<image>`` aside; None: there is none."""
     for tag in _TAG.finditer(text):
         name = tag["name"].lower()
         if tag[0] != IMAGE_TOKEN and (name.startswith("img") or f"</{name}>" not in text.lower()):

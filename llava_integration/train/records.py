@@ -53,5 +53,7 @@ def _lines(file: str) -> Iterator[Any]:
 
 def _fault(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
+        if error.object[:2] == b"\x1f\x8b":
+            return "it is compressed by gzip: unpack it"
         return f"byte {error.object[error.start]:#04x} at {error.start} is not UTF-8: save it in that encoding"
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

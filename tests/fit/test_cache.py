@@ -98,7 +98,7 @@ def test_rows_of_an_earlier_form_without_checksums_are_made_anew(tmp_path):
     (tmp_path / "key" / "cache.json").write_text(json.dumps({"images": 4, "shapes": {"2": [3, 4], "5": [1, 2]}}))
     zeros(shutil.copy(__file__, tmp_path / "key" / "rows.f16"))
     (tmp_path / "key" / "done.u8").write_bytes(b"\x01" * 4)
-    with pytest.warns(UserWarning, match="its rows have no checksums"):
+    with pytest.warns(UserWarning, match="an earlier version wrote it"):
         cache = TargetCache(tmp_path, "key", 4, SHAPES)
     assert not cache.has([0])
 
@@ -148,3 +148,46 @@ def test_a_fit_on_a_damaged_cache_is_the_fit_on_a_sound_one(tree_of, pictures, t
         for k, v in sound.state_dict().items():
             assert torch.equal(again.state_dict()[k], v), k
         again = tree_of("dinov2", "clip")
+
+
+def exchanged(folder):
+    """Two rows with their marks."""
+    for name in ("rows.f16", "sums.u64"):
+        data = (folder / name).read_bytes()
+        size = len(data) // 4
+        (folder / name).write_bytes(data[size : 2 * size] + data[:size] + data[2 * size :])
+
+
+def copied(folder):
+    for name in ("rows.f16", "sums.u64"):
+        data = (folder / name).read_bytes()
+        size = len(data) // 4
+        (folder / name).write_bytes(data[size : 2 * size] + data[size:])
+
+
+def of_another_model(folder):
+    """Another cache of the same shapes under this one's name."""
+    other = TargetCache(folder.parent, "other", 4, SHAPES)
+    other.write([0, 1, 2, 3], values(2))
+    shutil.rmtree(folder)
+    other.folder.rename(folder)
+
+
+@pytest.mark.parametrize("damage", [exchanged, copied, of_another_model])
+def test_rows_that_are_whole_but_stand_elsewhere_are_not_taken(tmp_path, damage):
+    damage(filled(tmp_path).folder)
+    cache = TargetCache(tmp_path, "key", 4, SHAPES)
+    with pytest.warns(UserWarning, match="does not hold what was written into it"):
+        assert cache.find([0, 1]) is None
+    cache.write([0, 1, 2, 3], values(1))
+    for depth, tensor in cache.read([0, 1, 2, 3]).items():
+        assert torch.equal(tensor, values(1)[depth])
+
+
+def test_a_file_in_the_place_of_a_cache(tmp_path, tree_of, pictures):
+    (tmp_path / "key").write_text("a file")
+    with pytest.warns(UserWarning, match="computed anew"):
+        filled(tmp_path)
+    for root in (tmp_path / "key" / "cache.json", tmp_path / "key" / "cache.json" / "x"):
+        with pytest.raises(ValueError, match=r"cache\.json is a file; give another folder"):
+            fit_stitches(tree_of(), pictures, epochs=1, calibration=8, batch_size=8, cache=str(root))

@@ -223,3 +223,35 @@ def test_results_that_are_not_as_they_were_written(tmp_path, change, said):
     assert str(error.value).startswith(str(path))
     assert str(error.value).endswith("give the folder of another finished run.")
     assert "\n" not in str(error.value)
+
+
+def bare(**changes):
+    rows = {
+        "clip": {"kind": "single", "split": None, "accuracy": 0.7, "median_ms": 50.0, "ratio": 0.5},
+        "VST-2": {"kind": "split", "split": 2, "accuracy": 0.9, "median_ms": 80.0, "ratio": 0.8},
+        "VST-6": {"kind": "split", "split": 6, "accuracy": 0.8, "median_ms": 60.0, "ratio": 0.6},
+    }
+    return [{"name": name, **row, **changes.get(name.replace("-", "_"), {})} for name, row in rows.items()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"VST_6": {"ratio": float("nan")}}, "ratio of VST-6 is nan"),
+        ({"clip": {"ratio": 0.0}}, "ratio of clip is 0"),
+        ({"VST_2": {"median_ms": -1}}, "median_ms of VST-2 is -1"),
+        ({"VST_2": {"median_ms": "80"}}, "median_ms of VST-2 is '80'"),
+        ({"VST_2": {"accuracy": float("nan")}}, "accuracy of VST-2 is nan"),
+        ({"VST_2": {"accuracy": None}}, "VST-2 of the splits have no score, others do"),
+        ({"VST_2": {"kind": "full"}, "VST_6": {"kind": "full"}}, "No split was measured"),
+    ],
+)
+def test_tables_that_no_choice_can_rest_on_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        recommend(bare(**changes), budget="2x")
+
+
+def test_intervals_that_were_not_told_are_the_times_themselves():
+    unknown = {"ratio_sure_low": None, "ratio_sure_high": None}
+    rows = bare(clip=unknown, VST_2=unknown, VST_6=unknown)
+    assert recommend(rows, budget="1.7x").reasons == recommend(bare(), budget="1.7x").reasons

@@ -122,6 +122,9 @@ def test_every_way_to_say_a_normalisation(folder, values, mean, std):
         {"rescale_factor": "1/255"},
         {"do_rescale": "no"},
         {"do_normalize": 3},
+        {"do_normalize": 0},
+        {"do_flip_channel_order": True},
+        {"do_grayscale": True},
         {"rescale_offset": True},
     ],
 )

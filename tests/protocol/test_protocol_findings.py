@@ -95,6 +95,17 @@ def test_starts_are_told_apart_and_missing_rows_are_said():
     assert {v.verdict for v in selves} == {UNKNOWN}
 
 
+@pytest.mark.parametrize("score", [None, float("nan")])
+def test_a_row_without_a_score_is_missing(score):
+    """What was not finite is null on disk."""
+    made, full = rows(GOOD), rows(GOOD, seeds=(0, 1))
+    for row in made:
+        if row["seed"] == 2:
+            row["score"] = score
+    for number in (1, 2, 3):
+        assert verdict(number, made) == verdict(number, full)
+
+
 def test_a_gain_has_to_be_clear_over_both_self_stitches():
     one_seed = [r for r in rows(GOOD) if r["source"] == r["target"] == "a" and r["seed"] == 0]
     others = [r for r in rows(GOOD) if (r["source"], r["target"]) != ("a", "a")]

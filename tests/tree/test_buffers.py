@@ -1,6 +1,7 @@
 """What no checkpoint carries is there after every kind of load: rotary tables and zero key biases."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -78,3 +79,28 @@ def test_every_buffer_outside_of_checkpoints_is_known(tree_of):
             name.rpartition(".")[2] for name in tree.state_dict()
         }
         assert unsaved <= {"rope", "k_bias"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_are_copied_in_one_by_one_after_to_empty(tree_of, family):
+    """As trainers do that build on meta: no hook of a load sees it."""
+    tree = tree_of(family, "dinov3", splits=[1, 2])
+    pixels, again = pixels_of(tree), VSTEncoder.skeleton(tree.config).to_empty(device="cpu")
+    with torch.no_grad():
+        for name, tensor in again.state_dict().items():
+            tensor.copy_(tree.state_dict()[name])
+        assert torch.equal(again(pixels), tree(pixels))
+
+
+def test_a_cast_that_changes_nothing_keeps_what_a_graph_has_captured(tree_of):
+    tree = tree_of("dinov3", "dinov3", splits=[1, 2])
+    before = {name: buffer.data_ptr() for name, buffer in tree.named_buffers()}
+    tree.float().to("cpu").load_state_dict(tree.state_dict())
+    assert {name: buffer.data_ptr() for name, buffer in tree.named_buffers()} == before
+
+
+def test_a_tree_goes_to_another_process(tree_of):
+    tree = tree_of("dinov2", "dinov3", splits=[1, 2])
+    again, pixels = pickle.loads(pickle.dumps(tree)), pixels_of(tree)
+    with torch.no_grad():
+        assert torch.equal(again(pixels), tree(pixels))

@@ -236,3 +236,14 @@ def test_a_saved_tree_has_the_same_bytes_each_time(tree_of, tmp_path):
     tree = tree_of("dinov2", "clip", splits=[1, 2])
     files = {(tree.save_pretrained(tmp_path / str(i)) / "model.safetensors").read_bytes() for i in range(6)}
     assert len(files) == 1
+
+
+def test_a_file_of_several_dtypes_becomes_one_that_runs(tree_of, tmp_path):
+    tree = tree_of("dinov2", "clip")
+    mixed = {n: t.half() if i % 2 else t for i, (n, t) in enumerate(tree.state_dict().items())}
+    tree.save_pretrained(tmp_path / "tree", state_dict=mixed)
+    again = VSTEncoder.from_pretrained(tmp_path / "tree")
+    assert {t.dtype for t in again.state_dict().values()} == {torch.float32}
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, mixed[name].float())
+    again(torch.zeros(1, 3, again.image_size, again.image_size))

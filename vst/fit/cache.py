@@ -26,7 +26,7 @@ from vst.results.folders import read_json, write_json
 
 _FORMAT = 1  # of what a digest covers
 _ROWS, _SUMS, _FACTS = "rows.f16", "sums.u64", "cache.json"
-_WRITTEN = 1 << 32  # above a row's CRC-32, so that the mark of a row that is written is never 0
+_WRITTEN = 1 << 32  # above a row's checksum, so that the mark of a row that is written is never 0
 
 
 def digest(parts: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> str:
@@ -61,8 +61,10 @@ def check_room(
         limit_gb: in gigabytes (1e9 bytes).
 
     Raises:
-        ValueError: they would be larger than the limit, or than 90 % of the disk's free space.
+        ValueError: they would be larger than the limit, or than 90 % of the disk's free space; the folder is a file.
     """
+    if (file := next((p for p in (Path(root), *Path(root).absolute().parents) if p.is_file()), None)) is not None:
+        raise ValueError(f"The folder for cached features is {root}, and {file} is a file; give another folder.")
     needed = sum(cache_bytes(images, shapes) for shapes in wanted.values())
     files = [Path(root) / key / _ROWS for key in wanted]
     written = sum(512 * file.stat().st_blocks for file in files if file.exists())
@@ -116,7 +118,7 @@ class TargetCache:
         with (self.folder / _SUMS).open("rb") as sums, (self.folder / _ROWS).open("rb") as kept:
             for place, row in enumerate(rows):
                 data = os.pread(kept.fileno(), size, row * size)
-                if len(data) != size or _mark(sums.fileno(), row) != _WRITTEN | zlib.crc32(data):
+                if len(data) != size or _mark(sums.fileno(), row) != self._sum(row, data):
                     damaged.append(row)
                 else:
                     flat[place] = np.frombuffer(data, flat.dtype)
@@ -163,11 +165,15 @@ class TargetCache:
                     file.seek(row * len(part))
                     _write_all(file, part)
                 os.fsync(file.fileno())
-            self._set_marks({row: _WRITTEN | zlib.crc32(part) for row, part in data.items()})
+            self._set_marks({row: self._sum(row, part) for row, part in data.items()})
         except OSError as error:
             raise OSError(
                 error.errno, f"Features cannot be kept in {self.folder} ({error.strerror}): make room, or do without it"
             ) from error
+
+    def _sum(self, row: int, data: bytes) -> int:
+        """The mark of a row that holds these bytes, in this place of this cache: rows and folders can be exchanged."""
+        return _WRITTEN | zlib.crc32(data, zlib.crc32(f"{self.folder.name} {row}".encode()))
 
     def _set_marks(self, marks: Mapping[int, int]) -> None:
         with (self.folder / _SUMS).open("r+b", buffering=0) as file:
@@ -181,17 +187,19 @@ class TargetCache:
 
     def _facts(self) -> dict[str, Any]:
         shapes = {str(depth): list(shape) for depth, shape in self.shapes.items()}
-        return {"format": 2, "images": self.images, "shapes": shapes, "bytes": self.size}
+        return {"format": 3, "images": self.images, "shapes": shapes, "bytes": self.size}
 
     def _fault(self) -> str:
         """Why the folder cannot be used as it is; empty where it can."""
         try:
             facts = read_json(self.folder / _FACTS)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return f"it has no {_FACTS} that can be read"
         if facts != self._facts():
-            old = isinstance(facts, dict) and "format" not in facts
-            return "its rows have no checksums" if old else f"{_FACTS} describes other rows"
+            old = isinstance(facts, dict) and facts.get("format", 1) in (1, 2)
+            return (
+                "an earlier version wrote it, which marked rows otherwise" if old else f"{_FACTS} describes other rows"
+            )
         for name, size in self._sizes().items():
             file = self.folder / name
             found = file.stat().st_size if file.is_file() else None

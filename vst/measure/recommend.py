@@ -167,6 +167,8 @@ def recommend(
     """
     if (budget is None) == (latency_ms is None):
         raise ValueError("Give one budget: a factor (budget, such as 1.2x) or milliseconds (latency_ms).")
+    for row in rows:
+        _check_numbers(row)
     if latency_ms is not None:
         if of is not None:
             raise ValueError(f"of is {of!r}, but latency_ms refers to no other row; leave it out or give budget.")
@@ -179,6 +181,8 @@ def recommend(
     costs = _costs(rows, one)
     cost = {name: own.value for name, own in costs.items()}
     splits = sorted((r for r in rows if r["kind"] == "split"), key=lambda r: cost[r["name"]])
+    if not splits:
+        raise ValueError("No split was measured; expected rows of kind split: measure a tree that holds stitches.")
     within = [r for r in splits if cost[r["name"]] <= limit]
     if not within:
         least = splits[0]
@@ -186,7 +190,9 @@ def recommend(
             f"No split fits {asked}: the cheapest measured one is {least['name']} at "
             f"{unit.format(cost[least['name']])}; raise the budget, or use one model."
         )
-    if any(row.get("accuracy") is None for row in splits):
+    if (unscored := [r["name"] for r in splits if r.get("accuracy") is None]) and len(unscored) < len(splits):
+        raise ValueError(f"{', '.join(unscored)} of the splits have no score, others do: score them all, or none.")
+    if unscored:
         chosen = within[-1]
         return Recommendation(
             chosen,
@@ -233,19 +239,36 @@ def _costs(rows: Sequence[Mapping[str, Any]], one: Mapping[str, Any] | None) -> 
         if one is None:
             ms = r["median_ms"]
             by_flops = ms * r["flops_ratio"] / r["ratio"] if r.get("flops_ratio") else None
-            out[r["name"]] = _Cost(ms, r.get("low_ms", ms), r.get("high_ms", ms), by_flops)
+            out[r["name"]] = _Cost(ms, _or(r, "low_ms", ms), _or(r, "high_ms", ms), by_flops)
             continue
         paired = one.get("trunk_ratio") == 1 and all("trunk_ratio" in row for row in rows)  # beats a quotient
         if paired or r is one:
             value = 1.0 if r is one else r["trunk_ratio"]
-            low, high = (value if r is one else r.get(f"trunk_ratio_sure_{end}", value) for end in ("low", "high"))
+            low, high = (value if r is one else _or(r, f"trunk_ratio_sure_{end}", value) for end in ("low", "high"))
         else:
             value = r["ratio"] / one["ratio"]
-            low = r.get("ratio_sure_low", r["ratio"]) / one.get("ratio_sure_high", one["ratio"])
-            high = r.get("ratio_sure_high", r["ratio"]) / one.get("ratio_sure_low", one["ratio"])
+            low = _or(r, "ratio_sure_low", r["ratio"]) / _or(one, "ratio_sure_high", one["ratio"])
+            high = _or(r, "ratio_sure_high", r["ratio"]) / _or(one, "ratio_sure_low", one["ratio"])
         flops = [row.get("flops_ratio") for row in (r, one)]
         out[r["name"]] = _Cost(value, low, high, flops[0] / flops[1] if all(flops) else None)  # type: ignore[operator]
     return out
+
+
+def _or(row: Mapping[str, Any], key: str, value: float) -> float:
+    """A number of a row, or another where it is not told."""
+    return value if row.get(key) is None else row[key]
+
+
+def _check_numbers(row: Mapping[str, Any]) -> None:
+    """See that a row's numbers are what they are said to be.
+
+    Raises:
+        ValueError: one is not.
+    """
+    known = {"ratio": (1e-9, 1e9), "median_ms": (1e-9, None), "accuracy": (0, 1), "accuracy_spread": (0, 1)}
+    for key, limits in known.items():
+        if row.get(key) is not None:
+            number(row[key], f"{key} of {row['name']}", limits)
 
 
 def _warnings(

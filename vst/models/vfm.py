@@ -225,28 +225,26 @@ class VFM(nn.Module):
     def renew_buffers(self) -> VFM:
         """Fill what no checkpoint carries (rotary table, zero key biases) after a loader left placeholders there.
 
-        ``load_state_dict`` does it by itself: after ``to_empty`` these would hold whatever was in memory.
+        ``to_empty``, casts and ``load_state_dict`` do it by themselves; returns self.
         """
         for name, buffer in list(self.named_buffers()):
             if name.endswith("k_bias"):
                 owner: Any = self.get_submodule(name.rpartition(".")[0])
                 like = owner.q_bias  # of the weights' device and dtype, which a load may have changed
-                if not like.is_meta and (buffer.device, buffer.dtype) != (like.device, like.dtype):
-                    owner.k_bias = torch.zeros(buffer.shape, dtype=like.dtype, device=like.device)
-                elif not buffer.is_meta:
-                    buffer.zero_()
+                if not like.is_meta:
+                    owner.k_bias = _filled(buffer, torch.zeros(like.shape, dtype=like.dtype), like.device)
         if self.rope is not None:
             weight = next(self.parameters(), self.rope)  # a model without blocks and norm has none
             device = self.rope.device if weight.is_meta else weight.device
             if device.type != "meta":
-                self.rope = _rope_table(self.spec, self.grid).to(device)  # type: ignore[union-attr]
+                self.rope = _filled(self.rope, _rope_table(self.spec, self.grid), device)  # type: ignore[arg-type]
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> VFM:
         super()._apply(fn, recurse)
-        if self.rope is not None and self.rope.dtype != torch.float32:  # angles lose their meaning in half precision
-            self.rope = _rope_table(self.spec, self.grid).to(self.rope.device)  # type: ignore[union-attr]
-        return self
+        # What a cast made of the angles, and what ``to_empty`` left for them, has no meaning; weights may be copied in
+        # one by one after it, which no hook of a load would see.
+        return self.renew_buffers()
 
 
 def check_pixels(pixels: Any) -> None:
@@ -265,6 +263,13 @@ def check_pixels(pixels: Any) -> None:
             f"pixels are {pixels.dtype}; expected floating-point pixels, normalised: prepare pictures with the tree's "
             "transform()."
         )
+
+
+def _filled(buffer: Tensor, values: Tensor, device: torch.device) -> Tensor:
+    """The buffer with these values, or a new one where it is of another kind; a captured graph keeps its place."""
+    if (buffer.device, buffer.dtype) != (device, values.dtype) or buffer.is_inference():
+        return values.to(device)
+    return buffer.copy_(values)
 
 
 def _renewed(model: VFM, incompatible: Any) -> None:

@@ -163,7 +163,7 @@ class _Alone:
     def add(self, row: Mapping[str, Any]) -> None:
         if row["metric"] == "accuracy":
             self.pictures = min(row["pictures"]["test"], self.pictures or row["pictures"]["test"])
-        if row.get("score") is not None and row.get("majority") is not None:
+        if _told_score(row) and row.get("majority") is not None:
             self.scores.setdefault(row["model"], {})[row["seed"]] = row["score"]
             self.majority[row["seed"]] = row["majority"]
 
@@ -187,7 +187,7 @@ class _Part:
         a, b, depth = row["source"], row["target"], row["depth"]
         self.enters[a, b, depth] = row["enter"]
         chain = parse_chain(row["objective"])
-        if needs_labels(chain):
+        if needs_labels(chain) and _told_score(row):
             trained = name_of(tuple(stage for stage in chain if not is_closed(stage)))
             self.scores.setdefault((a, b, depth, trained), {})[row["seed"]] = row["score"]
             self.doubts.setdefault((a, b, depth, trained), {})[row["seed"]] = doubts(row)
@@ -263,6 +263,11 @@ def _fusion(part: _Part) -> tuple[str, list[str]]:
         return HOLDS, reasons
     verdict = NOT if signs and all(s < 0 for s in signs) else UNKNOWN
     return verdict, reasons or ["no direction between two models has rows"]
+
+
+def _told_score(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a score; one that was not finite is null on disk."""
+    return row.get("score") is not None and math.isfinite(row["score"])
 
 
 def _at(enter: int, depth: int) -> str:

@@ -62,7 +62,7 @@ class Fusion:
     def __init__(
         self, name: str, widths: Mapping[str, int], *, normalise: str = "layer", weights: Sequence[float] | None = None
     ) -> None:
-        self.rule = rule = FUSIONS[name]
+        rule = FUSIONS[name]
         if not rule.widens and len(set(widths.values())) > 1:
             raise ValueError(
                 f"Fusion {name!r} needs branches of equal width, these have {dict(widths)}: use fusion "
@@ -78,6 +78,11 @@ class Fusion:
         self.branches = len(widths)
         self.weights = list(weights) if weights is not None else [1 / len(widths)] * len(widths)
         self.width = sum(widths.values()) if rule.widens else next(iter(widths.values()))
+
+    @property
+    def rule(self) -> Rule:
+        """How parts are joined; looked up, as a tree that goes to another process carries no functions."""
+        return FUSIONS[self.name]
 
     def tokens(self, patches: int) -> int:
         """Tokens out for ``patches`` tokens a branch."""

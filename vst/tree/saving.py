@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,7 +147,8 @@ class OnDisk(nn.Module):
         Args:
             source: folder of :meth:`save_pretrained` or :meth:`save_stitches`, or a hub id.
             splits: keep only these, for all branches or by branch name; only the blocks that they need are read.
-            dtype: floating dtype to load into, itself or its name; default: as saved.
+            dtype: floating dtype to load into, itself or its name; default: as saved, and where several were saved the
+                smallest that holds them all.
             revision: of a hub id.
 
         Raises:
@@ -322,6 +324,8 @@ def _read_tensors(
             raise ValueError(f"{path} holds tensors of {', '.join(odd)}; expected weights of {', '.join(FLOATING)}.")
         out = {k: file.get_tensor(k) for k in wanted}
         check_sums(path, file.metadata(), out.items())
+    if dtype is None and len(kinds := {v.dtype for v in out.values()}) > 1:
+        dtype = reduce(torch.promote_types, kinds)  # blocks of one dtype do not take the tokens of another
     _check_finite(out, f"{path} holds", ": the training diverged or the file is damaged: fit, save or fetch it again")
     if dtype is not None:
         cast = {k: v.to(dtype) for k, v in out.items()}

@@ -1,5 +1,6 @@
 """Media that would be left out without a word: every such record is told, and sound ones stay as they are."""
 
+import gzip
 import json
 
 import pytest
@@ -78,7 +79,7 @@ def test_facts_about_a_picture_or_none_leave_a_record_as_it_is(folder, more):  #
     "tag",
     ["<video>", "<audio>", "<Video>", "<img>", "<image_1>", "<image 1>", "<image1>", "<|image|>", "<|image_1|>",
      "<|image_pad|>", "<ImageHere>", "<image_placeholder>", "<vila/video>", "<|vision_start|>", "<Image>", "<images>",
-     "<speech>"],
+     "<speech>", "<start_of_image>", "<im_patch>"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["{}\nWhat?", "What is in {}?", "What?\n{}"])
 def test_tags_of_media_are_told(folder, tag, place):  # noqa: F811
@@ -97,6 +98,24 @@ def test_tags_of_media_are_told(folder, tag, place):  # noqa: F811
 def test_code_that_looks_like_a_tag_stays_text(folder, text):  # noqa: F811
     (sample,) = data_of([record(text, "A <video> tag.")], folder)
     assert users(sample) == [text]
+
+
+def test_media_of_any_turn_are_told_whatever_the_others_say(folder):  # noqa: F811
+    """Tables fill the keys that a turn lacks with null."""
+    filled = record("Q", "A")
+    filled["conversations"][0]["image"], filled["conversations"][1]["image"] = "red.png", None
+    system = record("Q", "A")
+    system["conversations"].insert(0, {"from": "system", "value": "Look at <video>"})
+    others = [record("Q", "A", point_cloud="a.ply"), record("Q", "A", document="a.pdf"), record("Q", "A")]
+    data = data_of([filled, system, *others], folder)
+    assert len(data) == 1
+    told = [reason for _, reason in reasons(data)]
+    assert [reason.split(";")[0] for reason in told] == [
+        "has `conversations.image`",
+        "has the tag <video>",
+        "has `point_cloud`",
+        "has `document`",
+    ]
 
 
 # --- names of pictures
@@ -160,6 +179,7 @@ def test_files_are_told_by_what_they_hold(folder, tmp_path):  # noqa: F811
     )
     assert "byte 0xe9 at 7 is not UTF-8" in told("latin.jsonl", b'{"a": "\xe9"}\n')
     assert "is not UTF-8: save it in that encoding" in told("latin.json", f"[{lines}]".encode("latin-1"))
+    assert "compressed by gzip: unpack it" in told("packed.jsonl.gz", gzip.compress(b'{"a": 1}\n'))
     assert "nested too deeply" in told("deep.json", b"[" * 200_000)
     assert "nested too deeply" in told("deep.jsonl", b'{"a":' * 200_000)
     assert "; mend it." in told("half.json", b'[{"conversations": ')

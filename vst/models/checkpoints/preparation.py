@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from vst.models.checkpoints.files import read_json
@@ -35,12 +36,15 @@ def of_processor(folder: Path, source: str, mean: RGB, std: RGB) -> tuple[RGB, R
     """
     path, values = _processor(folder)
     for name in ("do_normalize", "do_rescale"):
-        if values.get(name) not in (None, True, False):
+        if not isinstance(values.get(name), (bool, NoneType)):
             raise ValueError(f"{source}: {path} has {name} {values[name]!r}; expected true or false.")
     if values.get("rescale_offset") or values.get("offset"):
         raise ValueError(
             f"{source}: {path} shifts pixel values before they are normalised, which a VFM does not model."
         )
+    for name in ("do_flip_channel_order", "do_grayscale"):
+        if values.get(name):
+            raise ValueError(f"{source}: {path} has {name} {values[name]!r}; a tree's pictures are RGB, in that order.")
     resample = values.get("resample")
     warn_resampling(source, _RESAMPLINGS.get(resample, resample) if isinstance(resample, int) else resample)
     factor = 1.0 if values.get("do_rescale") is False else values.get("rescale_factor", 1 / 255)
