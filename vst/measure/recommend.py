@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vst.models.fields import checked, number, shown
 from vst.results.folders import read_json
 
 FAR = 1.25
@@ -59,6 +60,9 @@ def measured_rows(
         FileNotFoundError: no finished run.
         ValueError: results without scored and timed splits, or without that task, batch size or dtype.
     """
+    if not isinstance(folder, (str, Path)):
+        raise ValueError(f"folder is {shown(folder)}; expected the path of a finished run.")
+    checked(task, str | None, "task")
     path = Path(folder) / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no results.json; give the folder of a finished run (vst demo).")
@@ -121,12 +125,13 @@ def recommend(
     Raises:
         ValueError: no or two budgets, an unreadable one, an unknown name, or a budget that nothing fits.
     """
+    checked(rows, Sequence[dict[str, Any]], "rows")
     if (budget is None) == (latency_ms is None):
         raise ValueError("Give one budget: a factor (budget, such as 1.2x) or milliseconds (latency_ms).")
     if latency_ms is not None:
         if of is not None:
             raise ValueError(f"of is {of!r}, but latency_ms refers to no other row; leave it out or give budget.")
-        if not latency_ms > 0:
+        if not number(latency_ms, "latency_ms") > 0:
             raise ValueError(f"latency_ms is {latency_ms}, but must be above 0.")
         limit, one, asked, unit = float(latency_ms), None, f"{latency_ms:g} ms", "{:.0f} ms"
     else:

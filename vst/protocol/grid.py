@@ -16,6 +16,7 @@ from torch import Tensor
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.precision import uses_bf16
 from vst.measure.cost import model_cost
+from vst.models.fields import checked
 from vst.protocol import offline, sources  # noqa: F401 (their tasks are registered)
 from vst.protocol.cells import Cell, cells, left_out, work
 from vst.protocol.chains import name_of
@@ -48,6 +49,7 @@ def run_protocol(
         ValueError: bad data or options, or a folder with a run of other settings.
         LossNotFinite: a row's loss; the rows before it are kept.
     """
+    checked(config, ProtocolConfig, "config")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = replace(config, precision="bf16" if uses_bf16(config.precision, device) else "fp32")
     models = Models(config.models, config.grid, device, pretrained=config.pretrained)
