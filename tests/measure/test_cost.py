@@ -214,7 +214,7 @@ def test_the_benchmark_covers_all_pairs_and_goes_on(tree_of, tmp_path, monkeypat
     [
         ({"dtypes": ["int8"]}, "dtype is 'int8'"),
         ({"batch_sizes": []}, "at least one"),
-        ({"batch_sizes": [0]}, "at least 1"),
+        ({"batch_sizes": [0]}, r"batch_sizes\[0\] is 0; expected 1 to"),
         ({"repeats": 0}, "at least 1"),
         ({"execution": "yes"}, "execution is 'yes'"),
     ],
