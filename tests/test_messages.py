@@ -26,13 +26,19 @@ from vst import (
     load_vfm,
 )
 from vst.demo.config import DemoConfig
-from vst.measure.benchmark import BenchmarkConfig
+from vst.measure.benchmark import BenchmarkConfig, benchmark
+from vst.measure.cost import activation_bytes, extra_blocks, fit_flops, full_cost, tree_cost
+from vst.measure.execution import runner
+from vst.measure.latency import measure_tree
+from vst.measure.recommend import measured_rows, recommend
+from vst.measure.throughput import measure_fit
 from vst.models.checkpoints import describe
 from vst.protocol import ProtocolConfig, TaskConfig, TrainConfig
-from vst.tree.baseline import FullTower
-from vst.trunk.compare import TrunkConfig
+from vst.protocol.grid import run_protocol
+from vst.tree.baseline import FullEncoders, FullTower
+from vst.trunk.compare import TrunkConfig, compare_trunks
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 PROTOCOL = {"models": {"a": "x", "b": "y"}, "directions": ["a>b"], "tasks": {"t": TaskConfig("emoji")}, "depths": [1]}
 
 
@@ -71,6 +77,7 @@ ACCEPTED = [
     ({"image_size": "112"}, {"image_size": 112}),
     ({"image_size": 112.0}, {"image_size": 112}),
     ({"image_size": (112, 112)}, {"image_size": 112}),
+    ({"splits": {1, 2}}, {"splits": [1, 2]}),
     ({"split": "2"}, {"split": 2}),
     ({"split": np.int64(2)}, {"split": 2}),
     ({"split": "a=1,b=2"}, {"split": {"a": 1, "b": 2}}),
@@ -83,6 +90,11 @@ ACCEPTED = [
 def test_what_is_plainly_meant_is_taken(plan, given, plain):
     assert plan(**given) == plan(**plain)
     assert plan(**given).to_dict() == plan(**plain).to_dict()
+
+
+def test_splits_that_can_be_read_but_once(plan):
+    assert plan(splits=iter([1, 2])) == plan(splits=[1, 2])
+    assert plan(enters=(depth for depth in (1, 2))) == plan(enters=[1, 2])
 
 
 REFUSED = [
@@ -122,6 +134,7 @@ REFUSED = [
     ({"pretrained": "no"}, "pretrained", "'no'"),
     ({"seed": "a"}, "seed", "'a'"),
     ({"seed": 1.5}, "seed", "1.5"),
+    ({"seed": 10**30}, "seed", "1000000"),
     ({"split": True}, "True", "split"),
     ({"split": [2]}, "[2]", "split"),
     ({"stitch": 3}, "stitch", "3"),
@@ -202,6 +215,9 @@ def test_calls_of_a_tree(saved):
         refused(lambda split=split: tree(pixels, split=split))
     for weights in ([NAN, 1.0], 0.5, ["a", "b"]):
         refused(lambda weights=weights: tree.set_fusion("additive", weights=weights), "fusion_weights")
+    for call in (tree.sweep, tree.taps, tree.walk):
+        refused(lambda call=call: call(pixels, []), "splits are []")
+        refused(lambda call=call: call(pixels, b"2"), "b'2'")
     assert torch.equal(tree(pixels, split=2), wanted)
 
 
@@ -234,6 +250,7 @@ def test_loading(saved):
 
 def test_fits(saved, pictures):
     tree, folder = saved
+    where = folder
     for call in (fit_stitches, evaluate_stitches):
         refused(lambda call=call: call(str(folder), pictures), "from_pretrained", "tree")
         refused(lambda call=call: call(None, pictures), "None", "VSTEncoder")
@@ -243,6 +260,12 @@ def test_fits(saved, pictures):
     refused(lambda: evaluate_stitches(tree, pictures, batch_size=0), "batch_size is 0")
     refused(lambda: evaluate_stitches(tree, pictures, indices=[99]), "indices[0] is 99", "39")
     refused(lambda: evaluate_stitches(tree, pictures, indices=3), "indices is 3")
+    refused(lambda: evaluate_stitches(tree, pictures, batch_size=10**30), "batch_size is 1")
+    refused(lambda: evaluate_stitches(tree, pictures, skipped=[]), "skipped is []")
+    for call in (fit_stitches, evaluate_stitches):
+        refused(lambda call=call: call(tree, pictures, show_progress="no"), "show_progress is 'no'")
+        refused(lambda call=call: call(tree, ""), "folder of pictures")
+    refused(lambda: fit_stitches(tree, pictures, {3: 4}), "config", "{3: 4}")
     some = [
         evaluate_stitches(tree, pictures, indices=indices) for indices in ([0, 3], np.array([0, 3]), range(0, 4, 3))
     ]
@@ -253,6 +276,12 @@ def test_fits(saved, pictures):
         refused(lambda folder=folder: fit_stitches(tree, pictures, folder=folder), "folder is")
     refused(lambda: fit_stitches(tree, pictures, resume="no"), "resume is 'no'")
     refused(lambda: tree.save_pretrained(None), "folder is None")
+    refused(lambda: tree.save_pretrained(where / "config.json"), "folder is", "config.json")
+    refused(lambda: tree.save_pretrained(where, overwrite="no"), "overwrite is 'no'")
+    refused(lambda: tree.load_stitches(None), "folder is None")
+    refused(lambda: VSTEncoder.from_pretrained(where, revision=3), "revision is 3")
+    refused(lambda: VSTEncoder.from_args(tree.config), "args", "TreeArgs")
+    refused(lambda: fit_stitches(tree, pictures, deepspeed="nowhere.json"), "deepspeed", "'nowhere.json'")
 
 
 def test_features_after_a_fit_are_for_numpy(tree_of, pictures):
@@ -269,10 +298,10 @@ def test_features_after_a_fit_are_for_numpy(tree_of, pictures):
 
 CONFIGS = [
     (FitConfig, {}, {
-        "lr": [NAN, -1, 0, "x", True], "epochs": [-1, 0, 1.5, True, "3"], "batch_size": [0, -4], "limit": [0],
-        "workers": [-1], "weight_decay": [NAN, -1], "penalty": [NAN, -1], "warmup": [NAN, 1, -0.1], "cache": [3],
-        "cache_limit_gb": [NAN, 0], "deepspeed": [1], "checkpointing": ["no"], "objective": [["ffm"], "x"],
-        "match": [None], "start": [1], "seed": ["a", None, 0.5], "save_every": [0], "heldout": [0],
+        "lr": [NAN, -1, 0, "x", True, 1e300], "epochs": [-1, 0, 1.5, True, "3"], "batch_size": [0, -4], "limit": [0],
+        "workers": [-1], "weight_decay": [NAN, -1], "penalty": [NAN, -1], "warmup": [NAN, 1, -0.1], "cache": [3, ""],
+        "cache_limit_gb": [NAN, 0], "deepspeed": [1, ""], "checkpointing": ["no"], "objective": [["ffm"], "x"],
+        "match": [None], "start": [1], "seed": ["a", None, 0.5, 10**30], "save_every": [0], "heldout": [0],
         "calibration": [0], "precision": [None, "fp16"], "picture_mb": [0, NAN, "many"],
     }),
     (DemoConfig, {}, {
@@ -296,11 +325,11 @@ CONFIGS = [
         "precision": ["fp16"], "pretrained": ["no", 1],
     }),
     (TrunkConfig, {}, {
-        "splits": [[], [0], "6"], "grid": [0], "stitch": [3], "cut": ["x"], "seed": ["a"], "pictures": [1],
+        "splits": [[], [0], "6"], "grid": [0, 10**6], "stitch": [3, "x"], "cut": ["x"], "seed": ["a"], "pictures": [1],
         "heldout": [0], "repeats": [-1], "batch_size": [0],
     }),
     (BenchmarkConfig, {}, {
-        "batch_sizes": [[0], 1, []], "dtypes": [["x"], "float32"], "repeats": [0, 1.5], "device": [3],
+        "batch_sizes": [[0], 1, [], [10**30]], "dtypes": [["x"], "float32"], "repeats": [0, 1.5], "device": [3],
         "execution": ["x"],
     }),
 ]  # fmt: skip
@@ -387,6 +416,149 @@ def test_a_stitch_family_of_ones_own_from_the_command_line(tree_of, tmp_path, mo
     finally:
         STITCHES.pop("own_for_test", None)
         sys.modules.pop("own_for_test_module", None)
+
+
+@pytest.mark.parametrize("name", ["bogus", "split_", "class_path"])
+def test_an_option_that_there_is_not_is_told_with_the_name_of_what_was_called(tiny, plan, name):
+    source = tiny("clip", 48)
+    refused(lambda: plan(**{name: 1}), "VSTEncoder.plan", repr(name), "feature_layer", kind=TypeError)
+    refused(lambda: VSTEncoder.from_vfms(source, [source], [1], **{name: 1}), "from_vfms", repr(name), kind=TypeError)
+    for more in ({}, {"pretrained": False}):
+        refused(lambda more=more: load_vfm(source, **more, **{name: 1}), "load_vfm", repr(name), kind=TypeError)
+    refused(lambda: plan(feature_layr=1), "did you mean 'feature_layer'", kind=TypeError)
+
+
+@torch.no_grad()
+def test_depths_tokens_and_pixels_of_a_model(tiny):
+    model = load_vfm(tiny("clip"))
+    pixels = torch.randn(2, 3, 56, 56)
+    wanted = model.taps(pixels, [1, 2])
+    for depths in ((1, 2), {1, 2}, iter([2, 1]), np.array([1, 2]), torch.tensor([1, 2]), [1.0, 2], range(1, 3)):
+        found = model.taps(pixels, depths)
+        assert list(found) == [1, 2]
+        assert all(type(depth) is int and torch.equal(found[depth], wanted[depth]) for depth in found)
+    assert torch.equal(model.taps(pixels, 2)[2], wanted[2])
+    assert torch.equal(model(pixels, 2.0), wanted[2])
+    assert torch.equal(model.run(wanted[1], np.int64(1), 2.0), wanted[2])
+    for depth in (1.5, "1", -1, True, 9, None, NAN, [1], b"1"):
+        for call in (model.taps, model.walk):
+            refused(lambda call=call, depth=depth: dict(call(pixels, [depth])), "depth", "0 to 4")
+        if depth is not None:
+            refused(lambda depth=depth: model(pixels, depth))
+        refused(lambda depth=depth: model.run(wanted[1], 1, depth))
+    refused(lambda: model.taps(pixels, []), "depths", "[]")
+    for wrong in (None, "x", np.zeros((2, 17, 32)), wanted[1][0], wanted[1][..., :31], wanted[1].long()):
+        for call in (lambda x: model.run(x, 0, 2), model.patches, model.features):
+            refused(lambda call=call, wrong=wrong: call(wrong), "tokens", "[batch, tokens, 32]")
+    for kind in (torch.float16, torch.bfloat16, torch.float64):  # as a tree does
+        assert torch.equal(model(pixels.to(kind)), model(pixels.to(kind).float()))
+    for strange in (pixels.transpose(2, 3).contiguous().transpose(2, 3), pixels.clone().requires_grad_()):
+        assert torch.allclose(model(strange), model(pixels), atol=1e-5)
+    assert model(pixels[:0]).shape == (0, 17, 32)
+    refused(lambda: model(pixels.to("meta")), "on cpu", "on meta")
+    refused(lambda: model.reset_parameters("a"), "seed", "'a'")
+    for grid in (10**6, 10**30):
+        refused(lambda grid=grid: load_vfm(tiny("clip"), grid=grid), "grid", "1024")
+    for shape in ((2, 1, 56, 56), (2, 56, 56, 3), (2, 3, 57, 57), (2, 4, 56, 56)):
+        refused(lambda shape=shape: model(torch.zeros(shape)), str(list(shape)), "[batch, 3, 56, 56]")
+
+
+def test_what_the_halves_of_a_walk_are_handed(saved):
+    tree, _ = saved
+    pixels = torch.randn(1, 3, 56, 56)
+    taps = tree.taps(pixels)
+    wanted = tree.branch_tokens(pixels)
+    assert all(torch.equal(x, wanted[name]) for name, x in tree.from_taps(taps).items())
+    for wrong in (None, 3, "x", list(taps.values()), {**taps, "a": pixels}, {2: "x"}, {2: taps[2].numpy(force=True)}):
+        refused(lambda wrong=wrong: tree.from_taps(wrong), "taps")
+    for wrong in (taps[2][:, :9], taps[2][..., :5], taps[2][0]):
+        refused(lambda wrong=wrong: tree.from_taps({**taps, 2: wrong}), "taps[2]", str(list(wrong.shape)))
+    other = FullTower(tree.config)
+    for wrong in (None, 3, pixels, {"clip": pixels}):
+        refused(lambda wrong=wrong: FullEncoders.forward(other, wrong), "dinov2")
+    refused(lambda: tree.transform()(Image.new("RGB", (0, 5))), "0 x 5")
+
+
+def test_measurements(saved, tmp_path):
+    tree, config = saved[0], saved[0].config
+    for call in (measure_tree, measure_fit):
+        name = call.__name__
+        for given in (None, "folder", config):
+            refused(lambda call=call, given=given: call(given), name, "VSTEncoder")
+        for value in (0, -1, NAN, INF, True, 10**30, "2", None, 1.5):
+            refused(lambda call=call, value=value: call(tree, batch_size=value, repeats=1), "batch_size")
+        for value in (0, -1, NAN, INF, True, "2", None, 1.5):
+            refused(
+                lambda call=call, value=value: call(tree, repeats=value, batch_size=1, show_progress=False), "repeats"
+            )
+        for device in ("tpu", "cuda:99", 99, None, 3.5, True, ""):
+            refused(lambda call=call, device=device: call(tree, device=device), "device", "auto, cpu")
+    refused(lambda: measure_tree(tree, dtype="int8"), "dtype", "int8")
+    refused(lambda: runner("tree"), "tower", "'tree'")
+    for option in ({"bf16": "no"}, {"checkpointing": 1}, {"cache": 3}, {"cache": ""}, {"objective": "x"}):
+        refused(lambda option=option: measure_fit(tree, **option), *option)
+    for value in (None, 3, {}, BenchmarkConfig):
+        refused(lambda value=value: benchmark(tree, value), "config", "BenchmarkConfig")
+    refused(lambda: benchmark(tree, BenchmarkConfig(device="cuda:99")), "device", "cuda:99")
+    for flag in ("resume", "overwrite"):
+        refused(lambda flag=flag: benchmark(tree, BenchmarkConfig(), **{flag: True}), flag, "run folder")
+        refused(lambda flag=flag: benchmark(tree, BenchmarkConfig(), tmp_path / "x", **{flag: "no"}), f"{flag} is 'no'")
+    for cost in (tree_cost, full_cost, fit_flops, extra_blocks, activation_bytes):
+        refused(lambda cost=cost: cost(tree), "config", "VSTConfig")
+    assert fit_flops(config, 2) == fit_flops(config, [2.0]) == fit_flops(config, [2])
+    for split in (True, "x", 9, [[1]], []):
+        refused(lambda split=split: fit_flops(config, split))
+    for value in (None, 3, {}, "protocol.yaml"):
+        refused(lambda value=value: run_protocol(tmp_path / "y", value), "config", "ProtocolConfig")
+    rows = [{"name": "a", "kind": "split", "split": 1, "median_ms": 9.0, "ratio": 0.5}]
+    for value in (0, -1, NAN, INF, True, "300", [1]):
+        refused(lambda value=value: recommend(rows, latency_ms=value), "latency_ms")
+    for value in (None, "runs/demo", 3):
+        refused(lambda value=value: recommend(value, budget="2x"), "rows")
+        if not isinstance(value, str):
+            refused(lambda value=value: measured_rows(value), "folder")
+
+
+def test_trunks_to_compare(tiny, pictures):
+    models = [tiny("dinov2"), tiny("clip", 48)]
+    config = TrunkConfig(splits=[1], repeats=0, pictures=8, heldout=4)
+
+    def compared(models=models, config=config, **options):
+        return compare_trunks(models, pictures[:16], config, show_progress=False, **options)["rows"]
+
+    paths = [Path(source.partition(":")[2]) for source in models]
+    assert [r["errors"] for r in compared(paths)] == [r["errors"] for r in compared()]
+    for wrong in (None, 3, "clip", models[:1], [3, 4], iter(models)):
+        refused(lambda wrong=wrong: compared(wrong))
+    for wrong in (3, "x", {"splits": [1]}):
+        refused(lambda wrong=wrong: compared(config=wrong), "config", "TrunkConfig")
+    for device in ("tpu", "cuda:99", 99, None):
+        refused(lambda device=device: compared(device=device), "device")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["latency", "--resume"], "need a run folder"),
+        (["latency", "--overwrite"], "need a run folder"),
+        (["latency", "--device", "cuda:99"], "cuda:99"),
+        (["throughput", "--overwrite"], "needs a run folder"),
+        (["throughput", "--pictures", "0"], "pictures is 0"),
+        (["trunk", "--overwrite", "--images", "x"], "needs a run folder"),
+        (["trunk", "--images", ""], "'', but"),
+        (["trunk", "--compare.stitch", "xyz", "--images", "x"], "xyz"),
+        (["recommend", "--results", "x", "--latency_ms", ".nan"], "x holds no results.json"),
+    ],
+)
+def test_options_of_commands_that_would_do_nothing(saved, tiny, monkeypatch, tmp_path, words, told):
+    monkeypatch.chdir(tmp_path)
+    more = ["--path", str(saved[1])] if words[0] in ("latency", "throughput") else []
+    more = ["--models", f"[{tiny('dinov2')},{tiny('clip', 48)}]"] if words[0] == "trunk" else more
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words, *more])
+    assert told in str(stop.value)
+    assert "\n" not in str(stop.value)
+    assert not list(tmp_path.iterdir())
 
 
 # The walk: of every public name, each option with a value that has to change what comes out, or to be refused.
@@ -503,8 +675,69 @@ def test_every_option_of_loading_a_model_matters(tiny):
     refused(lambda: state(grid=4, image_size=56), "grid=4", "image_size=56")
 
 
+def test_every_option_of_an_evaluation_changes_the_report(tree_of, pictures, picture_folder, capsys):
+    tree = tree_of("dinov2", "clip", splits=[1])
+    other = tree_of("dinov2", "clip", splits=[1], seed=1)
+    values = {"tree": other, "images": pictures[1:9], "indices": [0, 1]}
+    assert set(values) | {"targets", "skipped", "batch_size", "show_progress"} == set(options_of("evaluate_stitches"))
+
+    def reported(**changes):
+        given = {"tree": tree, "images": pictures[:8], **changes}
+        return [r.to_dict() for r in evaluate_stitches(given.pop("tree"), given.pop("images"), **given)]
+
+    wanted = reported()
+    assert reported() == wanted
+    for name, value in values.items():
+        assert reported(**{name: value}) != wanted, name
+    spec = tree.config.branches[0].spec
+    assert reported(targets={"clip": load_vfm(spec)}) == wanted
+    refused(lambda: reported(targets={"clip": load_vfm(spec, pretrained=False)}), "it is another checkpoint")
+    sizes = []
+    seen = tree.trunk.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    for size in (3, 8):
+        [report] = reported(batch_size=size)
+        assert report["final"]["error"] == pytest.approx(wanted[0]["final"]["error"], rel=1e-4)
+    seen.remove()
+    assert sizes == [3, 3, 2, 8]
+    skipped: dict[str, str] = {}
+    evaluate_stitches(tree, ["nowhere.png", picture_folder / "000.png"], skipped=skipped)
+    assert list(skipped) == ["nowhere.png"]
+    capsys.readouterr()
+    reported(show_progress=True)
+    assert "held-out pictures" in "".join(capsys.readouterr())
+
+
+def test_operational_options_of_a_fit_are_observed(tree_of, pictures, tmp_path, monkeypatch):
+    """They change how a fit is run and nothing of what it gives; each is seen where it acts."""
+    from vst.fit import loop
+
+    seen = {}
+
+    def fitted(**changes):
+        tree = tree_of("dinov2", "clip", splits=[1])
+        fit_stitches(tree, pictures, {"epochs": 2, "heldout": 4, **changes}, show_progress=False)
+        return torch.cat([p.detach().flatten() for s in tree.stitches().values() for p in s.parameters()])
+
+    def loader(*args, **options):
+        seen["workers"] = options.get("num_workers", 0)
+        return torch.utils.data.DataLoader(*args, **options)
+
+    saves = []
+    monkeypatch.setattr(loop, "DataLoader", loader)
+    monkeypatch.setattr(loop, "save_state", lambda *args, **options: saves.append(1))
+    wanted = fitted()
+    assert seen["workers"] == 0
+    assert torch.equal(fitted(workers=1), wanted)
+    assert seen["workers"] == 1
+    assert torch.equal(fitted(checkpointing=True), wanted)
+    assert torch.equal(fitted(precision="fp32"), wanted)
+    assert torch.allclose(fitted(cache=str(tmp_path / "c")), wanted, atol=1e-2)  # halves are kept
+    assert (tmp_path / "c").exists()
+    refused(lambda: fitted(cache=str(tmp_path / "d"), cache_limit_gb=1e-8), "cache_limit_gb")
+
+
 def test_no_public_name_is_left_out_of_the_walk():
-    walked = {"VFMSpec", "BranchConfig", "VSTEncoder", "FitConfig", "fit_stitches", "load_vfm"}
+    walked = {"VFMSpec", "BranchConfig", "VSTEncoder", "FitConfig", "fit_stitches", "load_vfm", "evaluate_stitches"}
     results = {"Features", "FitResult", "StitchReport"}  # what comes out: nothing is chosen there
-    elsewhere = {"VFM", "VSTConfig", "evaluate_stitches"}  # by what makes them: load_vfm, VSTEncoder.plan, fit_stitches
+    elsewhere = {"VFM", "VSTConfig"}  # by what makes them: load_vfm, VSTEncoder.plan
     assert walked | results | elsewhere == set(vst.__all__)

@@ -15,6 +15,7 @@ from vst.fit.config import FitConfig
 from vst.fit.loop import fit_stitches
 from vst.fit.precision import usable_device
 from vst.measure.tables import LLAVA_PICTURES
+from vst.models.fields import whole
 from vst.parsing import command as command
 from vst.parsing import run
 from vst.protocol.command import protocol
@@ -122,8 +123,8 @@ def latency(
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
     config = BenchmarkConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device, execution)
-    where, model = usable_device(device), _untrained(path, tree)
-    rows = benchmark(model, config, where, out, resume=resume, overwrite=overwrite)
+    usable_device(device)  # before anything is read or fetched
+    rows = benchmark(_untrained(path, tree), config, out, resume=resume, overwrite=overwrite)
     for kind, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in rows):
         latency_table([r for r in rows if (r["dtype"], r["batch_size"]) == (kind, batch)])
 
@@ -172,6 +173,9 @@ def throughput(
 
     where, processes = usable_device(device), int(os.environ.get("WORLD_SIZE", "1"))
     main = os.environ.get("RANK", "0") == "0"
+    if overwrite and out is None:
+        raise ValueError("overwrite needs a run folder (out): name the run's.")
+    whole(pictures, "pictures", (1, None))
     if processes > 1:
         check_division(batch_size, processes)
         if cache is not None or (where == "cpu" and torch.cuda.is_available()):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from llava_integration.train import options
+from vst.models.fields import Limits, check_fields, one_of
 
 LLM_TUNING = ("none", "full", "lora")
 
@@ -48,10 +49,11 @@ class TuneConfig:
     lora_dropout: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.llm not in LLM_TUNING:
-            raise ValueError(f"tune.llm is {self.llm!r}; expected one of {', '.join(LLM_TUNING)}.")
-        if self.start not in ("random", "ridge"):
-            raise ValueError(f"tune.start is {self.start!r}; expected random or ridge.")
+        one_of(self.llm, "tune.llm", LLM_TUNING)
+        one_of(self.start, "tune.start", ("random", "ridge"))
+        limits: dict[str, Limits] = dict.fromkeys(("start_pictures", "lora_rank", "lora_alpha"), (1, 2**31))
+        rates: dict[str, Limits] = dict.fromkeys(("projector_lr", "stitch_lr"), (0, 1e30))
+        check_fields(self, {**limits, **rates, "lora_dropout": (0, 1)}, prefix="tune.")
         if self.llm == "none" and not self.projector and not self.stitches:
             raise ValueError("tune trains nothing; set tune.projector, tune.stitches or tune.llm.")
 

@@ -21,6 +21,7 @@ from llava_integration.train.media import KEY, inside, is_url, unread, unread_ke
 from llava_integration.train.records import read_records
 from vst.data.images import PICTURE_MB, ImageTransform, UnreadableImage
 from vst.data.pictures import ImageSet, Skipped
+from vst.models.fields import check_fields, one_of
 
 CHARACTERS, TURN = 4, 5  # of a token of English, about; tokens of a chat template around a turn
 LOST = 0.05  # share of records or pictures that may be missing before a run warns
@@ -54,11 +55,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.files or isinstance(self.files, str):
             raise ValueError(f"files is {self.files!r}, but must be a list of at least one JSON or JSONL file.")
-        if self.style not in STYLES:
-            raise ValueError(f"style is {self.style!r}; expected one of {', '.join(STYLES)}.")
-        for name in ("max_length", "limit", "picture_mb"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1.")
+        one_of(self.style, "style", STYLES)
+        check_fields(self, dict.fromkeys(("max_length", "limit", "picture_mb"), (1, None)))
         if self.system is not None and self.style == "plain":
             raise ValueError("system is given, but style 'plain' writes no system message; leave it out.")
 

@@ -191,10 +191,10 @@ def test_the_benchmark_covers_all_pairs_and_goes_on(tree_of, tmp_path, monkeypat
     run = tmp_path / "run"
     monkeypatch.setattr(bench, "measure_tree", until(3))
     with pytest.raises(KeyboardInterrupt):
-        benchmark(tree, config, "cpu", run, show_progress=False)
+        benchmark(tree, config, run, show_progress=False)
     assert not (run / "results.json").exists()
     monkeypatch.setattr(bench, "measure_tree", until(None))
-    rows = benchmark(tree, config, "cpu", run, resume=True, show_progress=False)
+    rows = benchmark(tree, config, run, resume=True, show_progress=False)
     assert measured == [(torch.float32, 1), (torch.float32, 3), (torch.bfloat16, 1), (torch.bfloat16, 3)]
     assert json.loads((run / "results.json").read_text())["results"] == rows
     assert len(rows) == 4 * 5
@@ -214,7 +214,7 @@ def test_the_benchmark_covers_all_pairs_and_goes_on(tree_of, tmp_path, monkeypat
     [
         ({"dtypes": ["int8"]}, "dtype is 'int8'"),
         ({"batch_sizes": []}, "at least one"),
-        ({"batch_sizes": [0]}, "at least 1"),
+        ({"batch_sizes": [0]}, r"batch_sizes\[0\] is 0; expected 1 to"),
         ({"repeats": 0}, "at least 1"),
         ({"execution": "yes"}, "execution is 'yes'"),
     ],

@@ -201,7 +201,7 @@ def test_the_shallowest_that_fits_is_chosen_without_scores():
         (("accuracy", 55.5), "accuracy of VST-2 is 55.5; expected 0 to 1"),
         (("accuracy", True), "accuracy of VST-2 is True; expected a finite number"),
         (("accuracy_spread", "small"), "accuracy_spread of VST-2 is 'small'"),
-        (("flops_ratio", None), "flops_ratio of VST-2 is None"),
+        (("flops_ratio", "half"), "flops_ratio of VST-2 is 'half'"),
         (("tasks", {"scenes": [0.5]}), "tasks"),
         (("split", "two"), "split of VST-2 is 'two'"),
         (("name", "VST-6"), "'VST-6' more than once"),

@@ -234,7 +234,7 @@ def test_wrong_builds():
     for start, stop in ((-1, 2), (3, 2), (0, 5)):
         with pytest.raises(ValueError, match=f"blocks {start} to {stop} were asked for; it has 4"):
             VFM(SPECS["clip"], 5, start=start, stop=stop)
-    with pytest.raises(ValueError, match="grid of 0 patches"):
+    with pytest.raises(ValueError, match="grid is 0; expected 1 to 1024"):
         VFM(SPECS["clip"], 0)
     with pytest.raises(ValueError, match="gelu or swiglu MLP, not quick_gelu"):
         VFM(replace(SPECS["dinov3"], mlp="quick_gelu"), 5)

@@ -49,6 +49,8 @@ def picture_of(given: Any) -> Image.Image:
         ValueError: anything else.
     """
     if isinstance(given, Image.Image):
+        if not given.width * given.height:
+            raise UnreadableImage(f"has {given.width} x {given.height} pixels, where 1 at least are expected")
         return given
     if isinstance(given, (str, os.PathLike)):
         return open_image(given)

@@ -291,6 +291,8 @@ class _Items:
 
 def _pictures_of(source: Any, limit: int | None, limits: Limits) -> _Pictures:
     if isinstance(source, (str, os.PathLike)):
+        if not str(source):  # which would be the working folder
+            raise ValueError("The source is '', but must be the path of a folder of pictures.")
         return _Files.under(Path(source), limits)
     if all(hasattr(source, name) for name in ("features", "column_names", "_fingerprint", "__getitem__")):
         return _Table(source, limits)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vst.fit.config import FitConfig
 from vst.fit.objectives import fitting_objectives
-from vst.models.fields import check_fields
+from vst.models.fields import SEEDS, check_fields
 from vst.tree.stitches import StitchSpec
 
 MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
@@ -58,7 +58,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         partner(self.trunk)
-        check_fields(self, {"splits": (1, 12), "grid": (1, 64), "batch_size": (1, None)})
+        check_fields(self, {"splits": (1, 12), "grid": (1, 64), "batch_size": (1, None), "seeds": SEEDS})
         known = set(self.objectives) <= set(fitting_objectives())
         if not known or not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,7 +11,9 @@ from vst.data.images import PICTURE_MB
 from vst.fit.heldout import StitchReport
 from vst.fit.objectives import MATCHES, OBJECTIVES, closed_forms, fitting_objectives
 from vst.fit.similarity import Agreement
-from vst.models.fields import Limits, check_fields, number, one_of, shown
+from vst.models.fields import SEEDS, Limits, check_fields, known_options, mapping, number, one_of, shown
+
+_MOST_RATE = 1e30  # what a step multiplies has to fit a float32
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class FitConfig:
         least = ("calibration", "epochs", "batch_size", "heldout", "save_every", "limit", "picture_mb")
         limits: dict[str, Limits] = dict.fromkeys(least, (1, None))
         limits |= dict.fromkeys(("workers", "weight_decay", "penalty"), (0, None))
-        check_fields(self, {**limits, "cache_limit_gb": (1e-9, None)})
+        check_fields(self, {**limits, "cache_limit_gb": (1e-9, None), "seed": SEEDS, "lr": (None, _MOST_RATE)})
         objective = OBJECTIVES[self.objective]
         if objective.closed_form and self.start != self.objective:
             raise ValueError(
@@ -91,6 +92,9 @@ class FitConfig:
         if self.match not in objective.units:
             fit = ", ".join(n for n in fitting_objectives() if self.match in OBJECTIVES[n].units)
             raise ValueError(f"match {self.match!r} goes with objective {fit} only, not with {self.objective!r}.")
+        for name in ("cache", "deepspeed"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is ''; expected a path, or none at all.")
 
     @classmethod
     def of(cls, config: FitConfig | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> FitConfig:
@@ -101,14 +105,10 @@ class FitConfig:
             TypeError: a field that there is not; says what was probably meant.
         """
         if isinstance(config, Mapping):
-            changes, config = {**config, **changes}, None
+            changes, config = {**mapping(config, "config"), **changes}, None
         if config is not None and not isinstance(config, FitConfig):
             raise ValueError(f"config is {shown(config)}; expected a FitConfig, or its fields: FitConfig(epochs=2).")
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(changes) - known):
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise TypeError(f"fit_stitches has no option {unknown[0]!r}{hint}; see FitConfig.")
+        known_options(changes, [f.name for f in fields(cls)], "fit_stitches")
         return replace(config or cls(), **changes)
 
 

@@ -87,7 +87,9 @@ def evaluate_stitches(
         UnreadableHeldout: no picture could be read.
     """
     check_tree(tree, "evaluate_stitches")
-    batch_size = whole(batch_size, "batch_size", (1, None))
+    batch_size = whole(batch_size, "batch_size", (1, 2**31 - 1))
+    checked(skipped, dict | None, "skipped")
+    checked(show_progress, bool, "show_progress")
     if not isinstance(targets, Teacher):
         checked(targets, Mapping[str, VFM] | None, "targets")
     teacher = targets if isinstance(targets, Teacher) else Teacher(tree, targets)

@@ -84,6 +84,7 @@ def fit_stitches(
         raise ValueError(f"folder is {shown(folder)}; expected the path of a run folder, or none.")
     checked(resume, bool, "resume")
     checked(overwrite, bool, "overwrite")
+    checked(show_progress, bool, "show_progress")
     checked(targets, Mapping[str, VFM] | None, "targets")
     home = next(tree.parameters()).device
     try:

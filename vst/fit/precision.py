@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import torch
+
+from vst.models.fields import shown
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -40,14 +43,19 @@ def _capabilities() -> dict[str, object]:
     return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
 
 
-def usable_device(name: str) -> str:
-    """``cpu`` or ``cuda`` from ``auto`` or either.
+def usable_device(device: str | int | torch.device) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N`` from one of these, ``auto``, a GPU's number or a ``torch.device``.
 
     Raises:
-        ValueError: another name, or cuda where there is no CUDA device.
+        ValueError: something else, or a CUDA device that is not there.
     """
+    name = f"cuda:{device}" if type(device) is int else str(device)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device is {name!r}; expected auto, cpu, or cuda where a CUDA device is present.")
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name, re.ASCII)
+    if found is None or (name != "cpu" and int(found[1] or 0) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"device is {shown(device)}; expected auto, cpu, or cuda where a CUDA device is present "
+            f"({torch.cuda.device_count()} are)."
+        )
     return name

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 from vst.fit.config import FitConfig
 from vst.fit.op_builds import clear_stale_locks
+from vst.models.fields import mapping
+from vst.results.folders import read_json
 
 
 def accelerator_for(config: FitConfig) -> Any:
@@ -32,7 +34,10 @@ def accelerator_for(config: FitConfig) -> Any:
     gpu = torch.cuda.is_available()
     plugin = None
     if config.deepspeed is not None:
-        facts = _without_auto(json.loads(Path(config.deepspeed).read_text()))
+        if not Path(config.deepspeed).is_file():
+            raise ValueError(f"deepspeed is {config.deepspeed!r}, which is no file; expected the path of its config.")
+        advice = "give a config of DeepSpeed"
+        facts = _without_auto(mapping(read_json(config.deepspeed, advice), f"The config in {config.deepspeed}"))
         stage = facts.get("zero_optimization", {}).get("stage", 0)
         if stage > 2:
             raise ValueError(
@@ -61,7 +66,7 @@ def accelerator_for(config: FitConfig) -> Any:
     return Accelerator(cpu=not gpu and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers)
 
 
-def _without_auto(facts: dict[str, Any]) -> dict[str, Any]:
+def _without_auto(facts: Mapping[str, Any]) -> dict[str, Any]:
     """A DeepSpeed config without what it leaves to transformers' Trainer ("auto"): DeepSpeed has defaults for it."""
     return {k: _without_auto(v) if isinstance(v, dict) else v for k, v in facts.items() if v != "auto"}
 

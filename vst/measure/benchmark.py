@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from vst.fit.heldout import check_tree
+from vst.fit.precision import usable_device
 from vst.measure.execution import EXECUTIONS
-from vst.measure.latency import measure_tree
+from vst.measure.latency import MOST_BATCH, measure_tree
 from vst.measure.recommend import timed_rows
-from vst.models.fields import check_fields
+from vst.models.fields import check_fields, checked
 from vst.results.drawing import drawing
 from vst.results.finished import ROWS, as_written
 from vst.results.folders import Run, atomic_path, read_json
@@ -30,7 +32,7 @@ class BenchmarkConfig:
         batch_sizes: pictures a call.
         dtypes: float32, bfloat16 or float16, of weights and pixels.
         repeats: counted rounds for each pair of the two; in each round every tower is called once.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or cuda:N.
         execution: eager, streams, graphs or compile: how towers are run (see vst/measure/execution.py).
     """
 
@@ -41,7 +43,7 @@ class BenchmarkConfig:
     execution: str = "eager"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, {"batch_sizes": MOST_BATCH})
         if unknown := set(self.dtypes) - set(DTYPES):
             raise ValueError(f"dtype is {min(unknown)!r}; expected float32, float16 or bfloat16.")
         if self.execution not in EXECUTIONS:
@@ -56,7 +58,6 @@ class BenchmarkConfig:
 def benchmark(
     tree: VSTEncoder,
     config: BenchmarkConfig,
-    device: str,
     folder: str | Path | None = None,
     *,
     resume: bool = False,
@@ -68,7 +69,6 @@ def benchmark(
     Args:
         tree: whose towers are measured.
         config: what is measured.
-        device: cpu or cuda.
         folder: run folder; None keeps nothing.
         resume: go on with a stopped run: pairs that were measured are not measured again.
         overwrite: replace the run in the folder.
@@ -77,7 +77,13 @@ def benchmark(
     Returns:
         Rows of :func:`vst.measure.latency.measure_tree`, pair after pair.
     """
-    run = None
+    check_tree(tree, "benchmark")
+    checked(config, BenchmarkConfig, "config")
+    checked(resume, bool, "resume")
+    checked(overwrite, bool, "overwrite")
+    device, run = usable_device(config.device), None
+    if folder is None and (resume or overwrite):
+        raise ValueError("resume and overwrite need a run folder (out): name the run's.")
     if folder is not None:
         described = {"tree": tree.config.to_dict(), **asdict(config), "device": device}
         run = Run(folder, described, resume=resume and Path(folder).exists(), overwrite=overwrite, device=device)

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vst.models.fields import checked, dtype_of, whole
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.config import BranchConfig, VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.splits import several
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -
     Raises:
         ValueError: a split that the tree does not hold.
     """
+    checked(config, VSTConfig, "config")
     chosen, patches = config.resolve(split), config.grid**2
     depth = max([b.reads(chosen[b.name]) for b in config.branches] + [config.trunk_stop if config.keep_trunk else 0])
     trunk = config.trunk.stem_macs(patches) + depth * config.trunk.block_macs(patches)
@@ -79,6 +82,7 @@ def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -
 
 def full_cost(config: VSTConfig) -> Cost:
     """Every model of the tree's features in full: what today's multi-encoder towers pay."""
+    checked(config, VSTConfig, "config")
     grid, norm = config.grid, config.feature_norm
     costs = [model_cost(config.trunk, grid, config.trunk_stop, norm=norm)] if config.keep_trunk else []
     costs += [model_cost(b.spec, grid, b.stop, norm=norm) for b in config.branches]
@@ -96,8 +100,9 @@ def fit_flops(config: VSTConfig, splits: Sequence[int] | None = None, *, cached:
     Raises:
         ValueError: a split that no branch holds.
     """
+    checked(config, VSTConfig, "config")
     held = sorted({s for b in config.branches for s in b.splits})
-    chosen = held if splits is None else list(splits)
+    chosen = held if splits is None else [whole(s, "split") for s in several(splits)]
     if missing := set(chosen) - set(held):
         raise ValueError(f"Split {min(missing)} was asked for; expected some of {held}, which the tree holds.")
     patches, tree = config.grid**2, VSTEncoder.skeleton(config)
@@ -119,6 +124,7 @@ def extra_blocks(config: VSTConfig, split: int | Mapping[str, int] | None = None
     Without ``stitch`` a branch adds its own blocks over the trunk's, ``(23 - n) / 23`` for two 24-block models read
     at the last block but one; with it, the stitch's matrices count as a share of the branch's block.
     """
+    checked(config, VSTConfig, "config")
     chosen = config.resolve(split)
     tree = VSTEncoder.skeleton(config)
     return sum(_branch_blocks(b, chosen[b.name], tree, stitch) for b in config.branches) / config.trunk_stop
@@ -151,17 +157,18 @@ def flops_of(call: Callable[[], object]) -> int:
 
 def weights_bytes(config: VSTConfig, split: int | Mapping[str, int] | None, dtype: torch.dtype = torch.float32) -> int:
     """Memory of the weights that a split needs."""
-    return tree_cost(config, split).parameters * dtype.itemsize
+    return tree_cost(config, split).parameters * dtype_of(dtype).itemsize
 
 
 def activation_bytes(config: VSTConfig, batch: int = 1, dtype: torch.dtype = torch.float32) -> int:
     """Estimate of the largest working set of one block in inference: its input, its widest inner tensor, its output."""
-    patches = config.grid**2
+    checked(config, VSTConfig, "config")
+    batch, patches = whole(batch, "batch", (0, None)), config.grid**2
     sizes = []
     for spec in (config.trunk, *(b.spec for b in config.branches)):
         inner = max(4 * spec.width, spec.hidden * (3 if spec.mlp == "swiglu" else 2))
         sizes.append((patches + spec.prefix) * (3 * spec.width + inner))
-    return batch * max(sizes) * dtype.itemsize
+    return batch * max(sizes) * dtype_of(dtype).itemsize
 
 
 def _count_numbers(module: nn.Module) -> int:

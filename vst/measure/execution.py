@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vst.measure.overlap import MODES, Overlapped
+from vst.models.fields import checked
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
 
@@ -27,6 +28,7 @@ def runner(tower: VSTEncoder | FullEncoders, execution: str = "eager") -> Callab
     Raises:
         ValueError: an unknown one, or graphs without a CUDA device.
     """
+    checked(tower, VSTEncoder | FullEncoders, "tower")
     if execution == "eager":
         return tower
     if execution in MODES:

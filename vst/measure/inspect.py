@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 from vst.measure.cost import activation_bytes, extra_blocks, fit_flops, full_cost, tree_cost, weights_bytes
+from vst.models.fields import checked, dtype_of
 from vst.results.tables import table
 from vst.tree.config import VSTConfig
 
 
 def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
     """Print models, grid, tokens, cost and memory of a tree."""
-    fuse = config.fuser()
+    checked(config, VSTConfig, "config")
+    dtype, fuse = dtype_of(dtype), config.fuser()
     print(
         f"Stitch tree: pictures {config.image_size} x {config.image_size}, grid {config.grid} x {config.grid}, "
         f"{fuse.tokens(config.grid**2)} tokens of width {fuse.width} (fusion {config.fusion}, normalise "

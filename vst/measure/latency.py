@@ -16,13 +16,17 @@ from typing import Any
 
 import torch
 
+from vst.fit.heldout import check_tree
+from vst.fit.precision import usable_device
 from vst.measure.cost import full_cost, model_cost, tree_cost
 from vst.measure.execution import runner
 from vst.measure.memory import working_mb
+from vst.models.fields import Limits, dtype_of, whole
 from vst.results.progress import progress
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
 
+MOST_BATCH: Limits = (1, 2**20)
 ALL_IN_FULL = "all in full"
 """Name of the tower of every model in full, one after another: the reference of all ratios."""
 
@@ -97,8 +101,7 @@ def timed_rounds(
     Raises:
         ValueError: there is nothing to repeat.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats is {repeats}; expected at least 1.")
+    repeats, warmup = whole(repeats, "repeats", (1, None)), whole(warmup, "warmup", (0, None))
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
     with progress(title, (repeats + warmup) * len(names), show_progress) as bar:
@@ -180,7 +183,13 @@ def measure_tree(
         for compiled towers on a CPU) and the fields of :class:`Latency`; both ratios are against all models in full.
         Where the trunk's own tail is kept, ``trunk_ratio``, ``trunk_ratio_sure_low`` and ``trunk_ratio_sure_high`` are
         the same ratio of times against the trunk alone. Latencies are of one call.
+
+    Raises:
+        ValueError: bad options, or a device that is not there.
     """
+    check_tree(tree, "measure_tree")
+    batch_size = whole(batch_size, "batch_size", MOST_BATCH)
+    device, dtype = usable_device(device), dtype_of(dtype)
     config = tree.config
     full = FullEncoders.load(config, pretrained=False).to(device, dtype)
     weight = next(tree.parameters())

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from vst.fit.cache import TargetCache, cache_bytes
+from vst.fit.heldout import check_tree
 from vst.fit.matching import Matcher, Teacher
+from vst.fit.precision import usable_device
 from vst.measure.cost import flops_of
-from vst.measure.latency import latency_of, median_interval, timed_rounds
+from vst.measure.latency import MOST_BATCH, latency_of, median_interval, timed_rounds
 from vst.measure.memory import saved_mb, working_mb
 from vst.models.checkpoints import load_vfm
+from vst.models.fields import checked, whole
 from vst.tree.encoder import VSTEncoder
 from vst.tree.ridge import RidgeSums
 
@@ -63,10 +66,15 @@ def measure_fit(
         never), and ``cache_mb`` a picture; ``ridge``, rows of :func:`measure_ridge`; ``batch_size`` and ``threads``.
 
     Raises:
-        ValueError: a tree with fewer than two splits that all branches hold, or no such folder for the cache.
+        ValueError: a tree with fewer than two splits that all branches hold, bad options, a
+            device that is not there, or no such folder for the cache.
     """
-    config = tree.config
-    if cache is not None and not Path(cache).is_dir():
+    check_tree(tree, "measure_fit")
+    config, batch_size, device = tree.config, whole(batch_size, "batch_size", MOST_BATCH), usable_device(device)
+    checked(bf16, bool, "bf16")
+    checked(checkpointing, bool, "checkpointing")
+    checked(cache, str | Path | None, "cache")
+    if cache is not None and (not str(cache) or not Path(cache).is_dir()):
         raise ValueError(f"cache is {str(cache)!r}, which is no folder: make it first.")
     if len(config.splits) < 2:
         raise ValueError(f"The tree holds the splits {config.splits}; expected at least two, to compare one pass with.")

@@ -7,13 +7,14 @@ taken for something else: ``True`` is no number, ``"no"`` is not false, NaN is n
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import operator
 import re
 import reprlib
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -22,6 +23,8 @@ import torch
 
 Number = TypeVar("Number", int, float)
 Limits = tuple[float | None, float | None]  # least and most, both allowed; None where there is none
+
+SEEDS: Limits = (-(2**42), 2**42)  # the generators take 64 bits, and some are given a multiple of the seed
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SHORT = reprlib.Repr()
@@ -117,6 +120,18 @@ def dtype_of(value: Any, what: str = "dtype") -> torch.dtype:
     if not isinstance(found, torch.dtype) or found not in known:
         raise ValueError(f"{what} is {shown(value)}; expected float32, float16, bfloat16 or float64.")
     return found
+
+
+def known_options(given: Iterable[str], known: Collection[str], what: str) -> None:
+    """Refuse the first keyword that a function does not have, where it hands its keywords on.
+
+    Raises:
+        TypeError: as Python does for an unknown keyword; says what was probably meant.
+    """
+    if unknown := sorted(set(given) - set(known)):
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.7)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise TypeError(f"{what} has no option {unknown[0]!r}{hint}; its options: {', '.join(sorted(known))}.")
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vst.models.fields import checked, shown, whole
 from vst.models.placement import placed
-from vst.models.spec import VFMSpec
+from vst.models.spec import MOST_GRID, VFMSpec
 
 
 class VFM(nn.Module):
@@ -47,7 +47,7 @@ class VFM(nn.Module):
         super().__init__()
         if not isinstance(spec, VFMSpec):
             raise ValueError(f"spec is {shown(spec)}; expected a VFMSpec, as vst.models.checkpoints.describe gives it.")
-        grid, start = whole(grid, f"{spec.source}: grid"), whole(start, f"{spec.source}: start")
+        grid, start = whole(grid, f"{spec.source}: grid", (1, MOST_GRID)), whole(start, f"{spec.source}: start")
         stop = spec.depth if stop is None else whole(stop, f"{spec.source}: stop")
         checked(stem, bool, f"{spec.source}: stem")
         checked(norm, bool, f"{spec.source}: norm")
@@ -56,8 +56,6 @@ class VFM(nn.Module):
                 f"{spec.source}: blocks {start} to {stop} were asked for; it has {spec.depth}: use 0 <= start <= stop "
                 f"<= {spec.depth}."
             )
-        if grid < 1:
-            raise ValueError(f"{spec.source}: a grid of {grid} patches a side was given; expected at least 1.")
         self.spec, self.grid, self.start, self.stop = spec, grid, start, stop
         self.checkpointing = False
         layer_norm = partial(LayerNorm, eps=spec.norm_eps)
@@ -110,7 +108,13 @@ class VFM(nn.Module):
                 f"{self.spec.source} got pictures of shape {list(pixels.shape)}; expected [batch, 3, {side}, {side}]: "
                 "prepare them with the tree's transform()."
             )
-        x = self.patch_embed.proj(pixels).flatten(2).transpose(1, 2)
+        weight = self.patch_embed.proj.weight
+        if pixels.device != weight.device and weight.device.type != "meta":  # what is offloaded comes for its call
+            raise ValueError(
+                f"{self.spec.source} is on {weight.device} and got pixels on {pixels.device}: move one of the two, "
+                f"as by pixels.to({str(weight.device)!r})."
+            )
+        x = self.patch_embed.proj(pixels.to(weight.dtype)).flatten(2).transpose(1, 2)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
@@ -120,16 +124,28 @@ class VFM(nn.Module):
         """Run blocks ``start`` to ``stop - 1`` on tokens ``[B, T, D]`` at depth ``start``.
 
         Raises:
-            ValueError: a block that this (partial) model does not hold.
+            ValueError: a block that this (partial) model does not hold, or tokens of another model.
         """
+        source = self.spec.source
+        start, stop = whole(start, f"{source}: start"), whole(stop, f"{source}: stop")
         if not self.start <= start <= stop <= self.stop:
             raise ValueError(
                 f"{self.spec.source}: blocks {start} to {stop} were asked for, {self.start} to {self.stop} are held: "
                 "load the model with the blocks that are needed."
             )
+        self._check_tokens(x)
         for i in range(start, stop):
             x = self._step(i, x)
         return x
+
+    def _check_tokens(self, x: Any) -> None:
+        width = self.spec.width
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != width or not x.is_floating_point():
+            told = f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ValueError(
+                f"{self.spec.source} got tokens {told}; expected a floating-point tensor [batch, tokens, {width}], as "
+                "embed or taps give them."
+            )
 
     def _step(self, i: int, x: Tensor) -> Tensor:
         block = self.blocks[str(i)]
@@ -140,14 +156,27 @@ class VFM(nn.Module):
             return checkpoint(call, x, use_reentrant=False)
         return call(x)
 
-    def taps(self, pixels: Tensor, depths: Iterable[int]) -> dict[int, Tensor]:
-        """Outputs ``[B, T, D]`` at several depths in one pass; nothing beyond the deepest is run."""
+    def taps(self, pixels: Tensor, depths: int | Iterable[int]) -> dict[int, Tensor]:
+        """Outputs ``[B, T, D]`` at one or several depths in one pass; nothing beyond the deepest is run.
+
+        Raises:
+            ValueError: a depth that is no whole number or not held, or none at all.
+        """
         return dict(self.walk(pixels, depths))
 
-    def walk(self, pixels: Tensor, depths: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+    def walk(self, pixels: Tensor, depths: int | Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """:meth:`taps` one by one, ascending: (depth, tokens ``[B, T, D]``), each block run when it is asked for."""
+        what = f"{self.spec.source}: depth"
+        alone = isinstance(depths, (str, bytes)) or not isinstance(depths, Iterable) or getattr(depths, "ndim", 1) == 0
+        given: Any = [depths] if alone else depths
+        wanted = sorted({whole(depth, what, (self.start, self.stop)) for depth in given})
+        if not wanted:
+            raise ValueError(
+                f"{self.spec.source}: depths are {shown(depths)}; expected one or more, from {self.start} to "
+                f"{self.stop}."
+            )
         x, at = self(pixels, 0), 0  # a call, so that whoever places this model's tensors sees that they are needed
-        for depth in sorted(set(depths)):
+        for depth in wanted:
             x = self.run(x, at, depth)
             at = depth
             yield depth, x
@@ -156,9 +185,11 @@ class VFM(nn.Module):
         """All held blocks and the final norm: ``[B, 3, S, S]`` to ``[B, T, D]``.
 
         Args:
-            pixels: as the model's own preparation makes them.
+            pixels: as the model's own preparation makes them; they are cast to the weights' dtype.
             stop: give the output at this depth, before any norm, in place of all that is held; 0 is the stem's.
         """
+        if stop is not None:
+            stop = whole(stop, f"{self.spec.source}: stop")
         x = self._stem(pixels)
         if stop is not None:
             return self.run(x, 0, stop) if stop else x
@@ -167,10 +198,12 @@ class VFM(nn.Module):
 
     def patches(self, x: Tensor) -> Tensor:
         """Drop the prefix tokens: ``[B, T, D]`` to ``[B, N, D]``."""
+        self._check_tokens(x)
         return x[:, self.spec.prefix :]
 
     def features(self, x: Tensor) -> Tensor:
         """Patch tokens ``[B, N, D]`` of tokens ``[B, T, D]``, after the final norm where the model holds it."""
+        self._check_tokens(x)
         return self.patches(x if self.norm is None else self.norm(x))
 
     def reset_parameters(self, seed: int = 0) -> VFM:
@@ -178,6 +211,7 @@ class VFM(nn.Module):
 
         A partial model gets the same weights as the whole one.
         """
+        seed = whole(seed, "seed")
         with torch.no_grad():
             for name, p in self.named_parameters():
                 if p.ndim > 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vst.fit.objectives import OBJECTIVES
-from vst.models.fields import check_fields
+from vst.models.fields import SEEDS, check_fields
 from vst.protocol.chains import parse_chain
 from vst.tree.stitches import DEFAULT_STITCH, StitchSpec
 
@@ -136,7 +136,9 @@ class ProtocolConfig:
     tolerated_drop: float = 0.02
 
     def __post_init__(self) -> None:
-        check_fields(self, {"cka_depths": (0, None), "cache_limit_gb": (1e-9, None), "tolerated_drop": (0, 1)})
+        check_fields(
+            self, {"cka_depths": (0, None), "cache_limit_gb": (1e-9, None), "tolerated_drop": (0, 1), "seeds": SEEDS}
+        )
         for name in ("models", "directions", "tasks", "depths", "families", "objectives", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

@@ -50,6 +50,7 @@ def run_protocol(
         ValueError: bad data or options, or a folder with a run of other settings.
         LossNotFinite: a row's loss; the rows before it are kept.
     """
+    checked(config, ProtocolConfig, "config")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = replace(config, precision="bf16" if uses_bf16(config.precision, device) else "fp32")
     models = Models(config.models, config.grid, device, pretrained=config.pretrained)

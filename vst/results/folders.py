@@ -166,6 +166,11 @@ class Run:
         device: str | torch.device | None = None,
         lock: bool = True,
     ):
+        if not isinstance(folder, (str, os.PathLike)) or not str(folder):
+            raise ValueError(f"folder is {folder!r}; expected the path of a run folder.")
+        for name, flag in (("resume", resume), ("overwrite", overwrite)):
+            if not isinstance(flag, bool):  # "no" would be true
+                raise ValueError(f"{name} is {flag!r}; expected true or false.")
         self.folder = Path(folder)
         self.config: dict[str, Any] = _plain(config, "the config")
         self._next: int | None = None

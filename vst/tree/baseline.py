@@ -81,6 +81,11 @@ class FullEncoders(nn.Module):
 
     def same_tokens(self, pixels: Mapping[str, Tensor]) -> dict[str, str]:
         """By name, the first of the models that gives the same tokens: mostly itself."""
+        if not isinstance(pixels, Mapping) or (lacking := [name for name in self.models if name not in pixels]):
+            told = f"pixels lack {lacking}" if isinstance(pixels, Mapping) else f"pixels is a {type(pixels).__name__}"
+            raise ValueError(
+                f"{told}; expected a mapping with each model's own, as transforms() make them: {list(self.models)}."
+            )
         first: dict[tuple[VFMSpec, int], str] = {}
         return {name: first.setdefault((m.spec, id(pixels[name])), name) for name, m in self.models.items()}
 

@@ -6,7 +6,7 @@ Shape suffixes: B batch, N patches (grid * grid), T tokens with prefix, D width 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vst.data.images import ImageTransform
 from vst.models import checkpoints
-from vst.models.fields import checked, shown, whole
+from vst.models.fields import SEEDS, checked, known_options, shown, whole
 from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM, check_pixels
@@ -25,6 +25,8 @@ from vst.tree.saving import OnDisk
 from vst.tree.schedule import IN_TURN, Schedule
 from vst.tree.splits import Split, as_split, several, split_label
 from vst.tree.stitches import Stitch
+
+_OPTIONS = {f.name for f in fields(TreeArgs)} - {"trunk", "branches", "splits", "image_size"}
 
 
 class Features(NamedTuple):
@@ -126,11 +128,13 @@ class VSTEncoder(OnDisk):
             ValueError: unknown models, splits out of range, widths that cannot be bridged or fused, a bad image size.
             TypeError: an option that there is not.
         """
+        known_options(options, _OPTIONS, "VSTEncoder.from_vfms")
         return cls.from_args(TreeArgs(trunk, branches, splits, image_size, pretrained=pretrained, seed=seed, **options))
 
     @classmethod
     def from_args(cls, args: TreeArgs) -> VSTEncoder:
         """:meth:`from_vfms` with its arguments as one object."""
+        checked(args, TreeArgs, "args")
         return cls.from_config(args.plan(), pretrained=args.pretrained, seed=args.seed)
 
     @staticmethod
@@ -144,15 +148,16 @@ class VSTEncoder(OnDisk):
         """The config of :meth:`from_vfms` with the same arguments, without building anything.
 
         Raises:
-            ValueError: as :meth:`from_vfms`.
+            ValueError, TypeError: as :meth:`from_vfms`.
         """
+        known_options(options, _OPTIONS, "VSTEncoder.plan")
         return TreeArgs(trunk, branches, splits, image_size, **options).plan()
 
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> VSTEncoder:
         """Build a tree by its config, frozen weights from their sources, stitches new (reproducible by ``seed``)."""
         checked(pretrained, bool, "pretrained")
-        seed = whole(seed, "seed")
+        seed = whole(seed, "seed", SEEDS)
         tree = cls.skeleton(config)
         tree.trunk = checkpoints.load_vfm(
             config.trunk,
@@ -269,8 +274,8 @@ class VSTEncoder(OnDisk):
             schedule: what runs the branches; by default in turn.
         """
         check_pixels(pixels)
-        choices = [self.config.resolve(split) for split in splits]
-        states = self.trunk.walk(pixels.to(self.trunk.patch_embed.proj.weight.dtype), self._depths(choices))
+        choices = [self.config.resolve(split) for split in several(splits)]
+        states = self.trunk.walk(pixels, self._depths(choices))
         found = self._branches(states, choices, schedule)
         # Where branches are on other devices than the trunk, here they come together.
         return [{n: x.to(pixels.device, pixels.dtype) for n, x in tokens.items()} for tokens in found]
@@ -307,7 +312,7 @@ class VSTEncoder(OnDisk):
             depths = {b.reads(s) for b in self.config.branches for s in b.splits} | self._depths([])
         else:
             depths = self._depths([self.config.resolve(s) for s in several(splits)])
-        return self.trunk.taps(pixels.to(self.trunk.patch_embed.proj.weight.dtype), depths)
+        return self.trunk.taps(pixels, depths)
 
     def from_taps(self, taps: Mapping[int, Tensor], split: Split | None = None) -> dict[str, Tensor]:
         """:meth:`branch_tokens` from what :meth:`taps` gave, in its dtype, so that a trunk need not run again.
@@ -315,7 +320,16 @@ class VSTEncoder(OnDisk):
         Raises:
             ValueError: a split that is not held, or that needs a depth which was not given.
         """
-        chosen = self.config.resolve(split)
+        chosen, wanted = self.config.resolve(split), (self.trunk.tokens, self.config.trunk.width)
+        if not isinstance(taps, Mapping):
+            raise ValueError(f"taps is a {type(taps).__name__}; expected tokens by depth, as taps gives them.")
+        for depth, x in taps.items():
+            whole(depth, "A depth in taps")
+            if not isinstance(x, Tensor) or tuple(x.shape[1:]) != wanted:
+                raise ValueError(
+                    f"taps[{depth}] is {list(x.shape) if isinstance(x, Tensor) else shown(x)}; expected the trunk's "
+                    f"tokens [batch, {wanted[0]}, {wanted[1]}], as taps gives them."
+                )
         if lacking := sorted(self._depths([chosen]) - set(taps)):
             raise ValueError(
                 f"The trunk's tokens at depths {sorted(taps)} were given; this split needs {lacking} as well: name it "

@@ -6,13 +6,13 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 from vst.models import checkpoints
-from vst.models.fields import checked, shown, whole
+from vst.models.fields import SEEDS, checked, shown, whole
 from vst.models.spec import VFMSpec
 from vst.tree.config import BranchConfig, TreeOptions, VSTConfig, feature_depth, relative_enter
 from vst.tree.splits import as_splits
@@ -93,10 +93,12 @@ class TreeArgs(TreeOptions):
         for value, what in ((self.splits, "splits"), (self.enters, "enters")):
             if value is None and what == "enters":
                 continue
+            if isinstance(value, Iterator):  # it can be read but once
+                object.__setattr__(self, what, value := list(value))
             as_splits(value, list(value) if isinstance(value, Mapping) else ["all"], what)
         if self.image_size is not None:
             _side(self.image_size)
-        whole(self.seed, "seed")
+        whole(self.seed, "seed", SEEDS)
         checked(self.pretrained, bool, "pretrained")
         self.check_options()
         if self.stitch is not None:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vst.models.fields import dtype_of, shown
+from vst.models.fields import checked, dtype_of, shown
 from vst.models.finite import not_finite, some
 from vst.models.vfm import VFM, check_tensors
 from vst.results.folders import atomic_path, read_json, write_json
@@ -84,9 +84,8 @@ class OnDisk(nn.Module):
         return self._save(folder, STITCHES, {k: v for k, v in self.state_dict().items() if _is_stitch(k)}, overwrite)
 
     def _save(self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
-        if not isinstance(folder, (str, os.PathLike)) or not str(folder):
-            raise ValueError(f"folder is {shown(folder)}; expected the path of a folder to write to.")
-        folder = Path(folder)
+        folder = _folder(folder)
+        checked(overwrite, bool, "overwrite")
         if not overwrite and (present := [n for n in (CONFIG, *weight_files(folder)) if (folder / n).exists()]):
             raise FileExistsError(
                 f"{folder} already holds {', '.join(present)}: choose another folder, or pass overwrite=True "
@@ -126,7 +125,7 @@ class OnDisk(nn.Module):
             FileNotFoundError: there are none.
             ValueError: a damaged file, or the stitches of another tree.
         """
-        path = Path(folder) / STITCHES
+        path = _folder(folder) / STITCHES
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: restore it, or make it anew.")
         own = {k: v.shape for k, v in self.state_dict().items()}
@@ -174,6 +173,12 @@ class OnDisk(nn.Module):
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
         return tree.freeze()
+
+
+def _folder(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or not str(path) or Path(path).is_file():
+        raise ValueError(f"folder is {shown(path)}; expected the path of a folder.")
+    return Path(path)
 
 
 def preprocessor(config: VSTConfig) -> dict[str, Any]:
@@ -249,6 +254,7 @@ def read_config(
     """
     if not isinstance(source, (str, os.PathLike)) or not str(source):
         raise ValueError(f"{shown(source)} is no saved tree; expected a folder, or a hub id such as owner/tree.")
+    checked(revision, str | None, "revision")
     folder = Path(source)
     if not folder.is_dir():
         folder = _from_hub(

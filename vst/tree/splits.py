@@ -86,6 +86,15 @@ def _depths(value: Any, what: str) -> list[int]:
 
 
 def several(splits: Any) -> list[Any]:
-    """Splits of a call, of which one may stand alone."""
-    alone = isinstance(splits, (str, Mapping)) or not isinstance(splits, Iterable) or getattr(splits, "ndim", 1) == 0
-    return [splits] if alone else list(splits)
+    """Splits of a call, of which one may stand alone.
+
+    Raises:
+        ValueError: there is none.
+    """
+    alone = (
+        isinstance(splits, (str, bytes, Mapping)) or not isinstance(splits, Iterable) or getattr(splits, "ndim", 1) == 0
+    )
+    found = [splits] if alone else list(splits)
+    if not found:
+        raise ValueError(f"splits are {shown(splits)}; expected one or more, such as [6, 14, 22], or none for all.")
+    return found

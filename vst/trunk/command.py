@@ -45,6 +45,8 @@ def trunk(
         overwrite: replace the run in out.
     """
     where, sources = usable_device(device), models if isinstance(models, dict) else named(models)
+    if overwrite and out is None:
+        raise ValueError("overwrite needs a run folder (out): name the run's.")
     with held(out) if out is not None else nullcontext():
         _trunk(sources, images, labels, heldout_images, compare, where, out, overwrite)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,16 @@ from vst.data.pictures import ImageSet, collate
 from vst.data.probes import linear_probe
 from vst.fit.heldout import evaluate_stitches
 from vst.fit.matching import TRUNK_PIXELS, Calibrations, Teacher, check_closed_form, target_pixels, transforms
+from vst.fit.precision import usable_device
 from vst.measure.cost import extra_blocks, full_cost, model_cost, tree_cost
 from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
-from vst.models.fields import check_fields, one_of
+from vst.models.fields import SEEDS, check_fields, checked, one_of, shown
+from vst.models.spec import MOST_GRID
 from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
-from vst.tree.stitches import DEFAULT_STITCH
+from vst.tree.stitches import DEFAULT_STITCH, StitchSpec
 from vst.trunk.report import verdict
 
 FOLDERS = "folders"
@@ -60,8 +62,9 @@ class TrunkConfig:
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        check_fields(self, {"splits": (1, None), "grid": (1, None)})
+        check_fields(self, {"splits": (1, None), "grid": (1, MOST_GRID), "seed": SEEDS})
         one_of(self.cut, "cut", CUTS)
+        StitchSpec(self.stitch)
         if self.splits is not None and not self.splits:
             raise ValueError("splits is []; expected one or more trunk depths, or none for the default.")
         if min(self.pictures, self.heldout) < 2 or self.batch_size < 1 or self.repeats < 0:
@@ -101,15 +104,18 @@ def compare_trunks(
     Raises:
         ValueError: fewer than two models, labels that do not pair up, too few pictures.
     """
-    return _Comparison(models, config or TrunkConfig(), device, show_progress).run(
+    config = TrunkConfig() if config is None else checked(config, TrunkConfig, "config")
+    return _Comparison(models, config, usable_device(device), show_progress).run(
         images, labels, heldout_images, heldout_labels
     )
 
 
 class _Comparison:
     def __init__(self, models: Sequence[str] | Mapping[str, str], config: TrunkConfig, device: str, show: bool) -> None:
-        if isinstance(models, str) or len(models) < 2:
-            raise ValueError(f"models is {models!r}; expected two or more sources, such as [clip-l-336, dinov2-l].")
+        if not isinstance(models, Collection) or isinstance(models, (str, bytes)) or len(models) < 2:
+            raise ValueError(
+                f"models is {shown(models)}; expected two or more sources, such as [clip-l-336, dinov2-l]."
+            )
         check_closed_form([config.stitch], FORM)
         self.sources = dict(models) if isinstance(models, Mapping) else named(models)
         self.specs = {name: describe(source) for name, source in self.sources.items()}
@@ -291,7 +297,7 @@ def named(sources: Sequence[str]) -> dict[str, str]:
     """Sources by the last part of their own names as an identifier, numbered where it is there twice."""
     out: dict[str, str] = {}
     for source in sources:
-        base = re.sub(r"\W", "_", re.split(r"[/:]", source.rstrip("/"))[-1], flags=re.ASCII) or "model"
+        base = re.sub(r"\W", "_", re.split(r"[/:]", str(source).rstrip("/"))[-1], flags=re.ASCII) or "model"
         base = f"m{base}" if base[0].isdigit() else base
         name, count = base, 2
         while name in out:

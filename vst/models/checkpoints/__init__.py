@@ -9,9 +9,9 @@ from typing import Any
 
 from vst.models.checkpoints import huggingface, openclip, timm_files, timm_hub
 from vst.models.checkpoints.names import known_names, resolve
-from vst.models.fields import checked, shown, whole
+from vst.models.fields import SEEDS, checked, known_options, shown, whole
 from vst.models.finite import not_finite, some
-from vst.models.spec import VFMSpec
+from vst.models.spec import MOST_GRID, VFMSpec
 from vst.models.vfm import VFM
 
 __all__ = ["describe", "known_names", "load_vfm"]
@@ -80,16 +80,18 @@ def load_vfm(
     Raises:
         ValueError: an unknown source, a model that a VFM cannot represent, a grid that does not fit, or a checkpoint
             whose tensors do not.
+        TypeError: a part that there is not.
         FileNotFoundError, RuntimeError: weights that are not there or could not be fetched.
     """
+    known_options(parts, ("start", "stop", "stem", "norm"), "load_vfm")
     checked(pretrained, bool, "pretrained")
-    seed = whole(seed, "seed")
+    seed = whole(seed, "seed", SEEDS)
     spec = source if isinstance(source, VFMSpec) else describe(source)
     if grid is not None and image_size is not None:
         raise ValueError(f"{spec.source}: grid={grid} and image_size={image_size} were both given; give one of them.")
     if image_size is not None:
         grid = spec.grid(image_size)
-    grid = spec.grid(spec.image_size) if grid is None else whole(grid, f"{spec.source}: grid", (1, None))
+    grid = spec.grid(spec.image_size) if grid is None else whole(grid, f"{spec.source}: grid", (1, MOST_GRID))
     if pretrained:
         scheme, name = resolve(spec.source)
         tensors = _reader(scheme, name).read(name, spec, parts)

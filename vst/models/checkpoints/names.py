@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from difflib import get_close_matches
-from pathlib import Path
 
 import timm
 
@@ -77,7 +77,7 @@ def _meant(source: str) -> str | None:
         return f"{scheme.casefold()}:{rest}"
     if bare.startswith("timm/"):
         return f"timm:{bare.removeprefix('timm/')}"
-    if bare and Path(bare).expanduser().is_dir():
+    if bare and os.path.isdir(os.path.expanduser(bare)):  # False where no path could be so long
         return f"hf:{bare}"
     if timm.is_model(bare):
         return f"timm:{bare}"

@@ -47,6 +47,8 @@ class LoRA(Stitch):
             raise ValueError(
                 f"A lora stitch of rank {rank} was asked for; expected at least 1, and at most {MOST_WIDTH}."
             )
+        if alpha is not None and not alpha > 0:
+            raise ValueError(f"A lora stitch of alpha {alpha} was asked for; expected above 0.")
         self.scale = (2.0 * rank if alpha is None else alpha) / rank
         block = self._bare()
         self.adapted = [name for name, m in block.named_modules() if isinstance(m, nn.Linear)]
