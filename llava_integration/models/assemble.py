@@ -23,6 +23,7 @@ from transformers import (
 
 from llava_integration.models.chat import IMAGE_TOKEN
 from llava_integration.models.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
+from llava_integration.models.preparation import warn_beside
 from llava_integration.models.processing import image_tokens, make_processor, pad_left
 from llava_integration.models.vision import VSTVisionConfig, VSTVisionModel
 from vst.tree.baseline import FullTower
@@ -143,6 +144,7 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[PreTrain
     options = {} if dtype is None else {"dtype": dtype}
     model = AutoModelForImageTextToText.from_pretrained(folder, **options)
     processor = AutoProcessor.from_pretrained(folder)
+    warn_beside(folder)
     pad_left(processor.tokenizer)  # folders of an earlier version do not say so
     return model.eval(), processor
 

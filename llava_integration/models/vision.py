@@ -22,6 +22,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from llava_integration.hosts.options import no_grid
+from llava_integration.models.preparation import LOOKS, looks_left, warn_beside
 from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
 from vst.tree.config import MODEL_TYPE, VSTConfig
@@ -141,6 +142,7 @@ class VSTVisionModel(PreTrainedModel):
         super().__init__(config)
         tree = config.tree_config()
         self.tree: VSTEncoder | FullTower = FullTower(tree) if config.full else VSTEncoder(tree)
+        self._looks = LOOKS
         self.post_init()
 
     @classmethod
@@ -150,6 +152,13 @@ class VSTVisionModel(PreTrainedModel):
             model = cls(VSTVisionConfig.from_tree(tree.config, full=isinstance(tree, FullTower)))
         model.tree = tree
         return model
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As every model of transformers, which see; a processor beside it that differs from it brings a warning."""
+        read = super().from_pretrained(source, *args, **kwargs)
+        warn_beside(source)
+        return read
 
     @property
     def split(self) -> int | dict[str, int]:
@@ -186,6 +195,8 @@ class VSTVisionModel(PreTrainedModel):
                     f"{name} is {value!r}, which a tree cannot serve: it gives fused tokens of pictures of one size; "
                     "leave it out."
                 )
+        if self._looks:
+            self._looks = looks_left(self._looks, pixel_values, self.tree.config)
         tokens = self.tree(pixel_values.to(self.dtype), split=split)
         states = (tokens,) * (self.tree.config.trunk.depth + 1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=states)
