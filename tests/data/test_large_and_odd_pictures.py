@@ -267,6 +267,23 @@ def test_a_limit_in_memory(tmp_path):
         ImageSet(tmp_path, one, picture_mb=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "bytes_a_pixel"),
+    [
+        ({"format": "JPEG"}, 4),
+        ({"format": "JPEG", "progressive": True, "subsampling": 0}, 4 + 2 * 3),  # and the coefficients
+        ({"format": "JPEG", "progressive": True, "subsampling": 2}, 4 + 2 * 1.5),
+        ({"format": "TIFF"}, 4),
+        ({"format": "TIFF", "compression": "tiff_lzw", "tiffinfo": {278: 400}}, 4 + 3),  # and its one strip
+        ({"format": "TIFF", "compression": "tiff_lzw", "tiffinfo": {278: 40}}, 4 + 0.3),
+    ],
+)
+def test_what_a_decoder_holds_beside_the_picture_counts(tmp_path, options, bytes_a_pixel):
+    photo(600, 400).save(tmp_path / "a", **options)
+    with Image.open(tmp_path / "a") as image:
+        assert large.megabytes(image, image.size) == pytest.approx(600 * 400 * bytes_a_pixel / 2**20)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
 def test_clip_art_of_many_pixels_takes_little_memory(tmp_path):

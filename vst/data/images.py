@@ -245,7 +245,7 @@ def decode_opened(image: Image.Image, max_pixels: int, picture_mb: float = PICTU
         raise UnreadableImage(f"has {width} x {height} pixels, where 1 to {max_pixels:,} are allowed")
     try:
         large.draft(image)
-        if (needed := large.megabytes(image)) > picture_mb:
+        if (needed := large.megabytes(image, (width, height))) > picture_mb:
             raise UnreadableImage(
                 f"has {width} x {height} pixels and takes {needed:,.0f} MB to decode, where picture_mb allows "
                 f"{picture_mb:g}"

@@ -102,7 +102,7 @@ def _to_8_bits(image: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
     """
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     if image.mode == "L" and tags.get(_SIGNS) == (2,):  # 8 bits with a sign, which Pillow reads without
-        if (low := int(np.asarray(image).view(np.int8).min())) < 0:
+        if (low := _extremes(image, np.int8)[0]) < 0:
             raise ValueError(f"whole numbers from {low:g}; expected 0..255")
         return None
     scale = _scale_of(image)
@@ -116,8 +116,7 @@ def _scale_of(image: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
         return lambda grey: (grey.astype(np.int64) + 128) // 257
     if image.mode not in ("I", "F"):
         return None
-    numbers = np.asarray(image)
-    low, high = float(numbers.min()), float(numbers.max())  # NaN where one is
+    low, high = _extremes(image)
     most = 65535 if image.mode == "I" else 255
     if not 0 <= low <= high <= most:
         kind, expected = ("whole numbers", "0..255 or 0..65535") if image.mode == "I" else ("numbers", "0..1 or 0..255")
@@ -125,3 +124,11 @@ def _scale_of(image: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
     if image.mode == "I":
         return (lambda grey: grey) if high <= 255 else lambda grey: (grey.astype(np.int64) + 128) // 257
     return lambda grey: np.rint(grey * 255 if high <= 1 else grey)
+
+
+def _extremes(image: Image.Image, kind: type | None = None) -> tuple[float, float]:
+    """The least and the greatest number of a picture, NaN where one is."""
+    numbers = (np.asarray(band) for _, band in large.bands(image))
+    found = [(n.min(), n.max()) for n in (n if kind is None else n.view(kind) for n in numbers)]
+    lows, highs = zip(*found, strict=True)
+    return float(np.min(lows)), float(np.max(highs))
