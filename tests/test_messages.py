@@ -322,11 +322,11 @@ CONFIGS = [
         "grid": [0, "8"], "mask_size": [0], "cut": ["pad"], "cka_depths": [[-1]], "cka_pictures": [0],
         "cache_limit_gb": [NAN], "cache": [1], "tolerated_drop": [NAN, 2], "seeds": [["a"], []],
         "families": [[3], ["x"]], "objectives": [[3], ["x"]], "train": [{}], "tasks": [{"t": 3}, []],
-        "precision": ["fp16"], "pretrained": ["no", 1],
+        "precision": ["fp16"], "pretrained": ["no", 1], "picture_mb": [0, NAN],
     }),
     (TrunkConfig, {}, {
         "splits": [[], [0], "6"], "grid": [0, 10**6], "stitch": [3, "x"], "cut": ["x"], "seed": ["a"], "pictures": [1],
-        "heldout": [0], "repeats": [-1], "batch_size": [0],
+        "heldout": [0], "repeats": [-1], "batch_size": [0], "picture_mb": [0, "many"],
     }),
     (BenchmarkConfig, {}, {
         "batch_sizes": [[0], 1, [], [10**30]], "dtypes": [["x"], "float32"], "repeats": [0, 1.5], "device": [3],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from vst.data.images import INTERPOLATIONS, ImageTransform
+from vst.data.preparation import check_preparation
 from vst.tree.config import VSTConfig
 
 
@@ -30,7 +30,7 @@ class HostImageProcessor:
 
     def __init__(self, config: VSTConfig) -> None:
         trunk, side = config.trunk, config.image_size
-        self.transform = ImageTransform(size=side, mean=trunk.mean, std=trunk.std, cut=config.cut)
+        self.transform = config.transform()
         self.image_mean, self.image_std = list(trunk.mean), list(trunk.std)
         self.crop_size = {"height": side, "width": side}
         self.size = {"shortest_edge": side, **self.crop_size}
@@ -54,70 +54,6 @@ class HostImageProcessor:
         return BatchFeature({"pixel_values": [p.numpy() for p in pixels]}, tensor_type=return_tensors)
 
     __call__ = preprocess
-
-
-def check_preparation(transform: ImageTransform, options: Mapping[str, Any]) -> None:
-    """See that options of transformers' image processors ask for nothing but what a preparation does.
-
-    Args:
-        transform: the preparation.
-        options: by name; None leaves an option open.
-
-    Raises:
-        ValueError: names the first option that is unknown or asks for something else.
-    """
-    does = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": transform.size,
-        "default_to_square": True,
-        "resample": int(INTERPOLATIONS[transform.interpolation]),
-        "do_center_crop": transform.cut == "crop",
-        "crop_size": transform.size,
-        "do_pad": transform.cut == "pad",
-        "pad_size": transform.size,
-        "cut": transform.cut,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": transform.mean,
-        "image_std": transform.std,
-        "data_format": "channels_first",
-    }
-    for name, given in options.items():
-        if given is None or name == "disable_grouping":  # which is about speed alone
-            continue
-        if name not in does:
-            raise ValueError(f"{name} is no option of a tree's image processor; expected {', '.join(does)}.")
-        if not _same(given, does[name]):
-            raise ValueError(
-                f"{name} is {given!r}, but the tree's pictures are prepared with {does[name]!r}: leave it out, or "
-                "prepare the pixel values yourself."
-            )
-
-
-def square_side(size: Any) -> int | None:
-    """The side of a square as image processors write it: ``S``, a pair, height and width, or the shortest edge."""
-    if isinstance(size, Mapping):
-        known = {"height", "width"} <= set(size) or "shortest_edge" in size
-        sides = list(size.values()) if known and set(size) <= {"height", "width", "shortest_edge"} else []
-    else:
-        sides = list(size) if isinstance(size, (list, tuple)) else [size]
-    whole = bool(sides) and all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
-    return sides[0] if whole and len(set(sides)) == 1 else None
-
-
-def _same(given: Any, own: Any) -> bool:
-    if isinstance(own, bool):
-        return bool(given) == own
-    if isinstance(own, str):
-        return getattr(given, "value", given) == own
-    if isinstance(own, tuple):
-        given = (given,) * len(own) if isinstance(given, (int, float)) else given
-        return len(given) == len(own) and all(abs(a - b) < 1e-6 for a, b in zip(given, own, strict=True))
-    if isinstance(own, float):
-        return abs(given - own) < 1e-9
-    return given == own or square_side(given) == own
 
 
 def _pictures(images: Any) -> Iterator[Image.Image]:

@@ -26,7 +26,8 @@ from transformers import (
 
 from llava_integration.models.chat import IMAGE_TOKEN
 from llava_integration.models.llava import VSTLlavaConfig, VSTLlavaForConditionalGeneration
-from llava_integration.models.processing import VSTImageProcessor, image_tokens, make_processor, pad_left
+from llava_integration.models.preparation import warn_beside
+from llava_integration.models.processing import image_tokens, make_processor, pad_left
 from llava_integration.models.vision import VSTVisionConfig, VSTVisionModel
 from vst.models.finite import not_finite, some
 from vst.tree.baseline import FullTower
@@ -174,14 +175,7 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[PreTrain
     if bad := not_finite(model.state_dict()):
         raise ValueError(f"{folder} holds numbers that are not finite in {some(bad)}: restore it, or save it again.")
     processor = AutoProcessor.from_pretrained(folder)
-    tree = model.config.vision_config.tree_config()
-    given, own = processor.image_processor, VSTImageProcessor.from_tree(tree)
-    if other := [n for n in ("size", "image_mean", "image_std", "cut") if getattr(given, n, None) != getattr(own, n)]:
-        warnings.warn(
-            f"{folder}: its image processor has {other[0]} {getattr(given, other[0], None)}, and its tree was made for "
-            f"{getattr(own, other[0])}: pictures are prepared as the image processor says.",
-            stacklevel=2,
-        )
+    warn_beside(folder)
     pad_left(processor.tokenizer)  # folders of an earlier version do not say so
     return model.eval(), processor
 

@@ -18,10 +18,11 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import ChannelDimension, make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
-from llava_integration.hosts.images import check_preparation, square_side
 from llava_integration.models.chat import IMAGE_TOKEN, chat_template, multimodal_template
+from llava_integration.models.preparation import warn_beside
 from llava_integration.models.vision import VSTVisionConfig
 from vst.data.images import ImageTransform
+from vst.data.preparation import check_preparation, square_side
 from vst.tree.config import VSTConfig
 from vst.tree.projector import ProjectorSpec
 
@@ -92,6 +93,12 @@ class VSTImageProcessor(BaseImageProcessor):
         trunk = config.trunk
         return cls(size=config.image_size, image_mean=trunk.mean, image_std=trunk.std, cut=config.cut)
 
+    @classmethod
+    def from_pretrained(cls, source: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As every image processor of transformers; one that differs from the tree beside it brings a warning."""
+        warn_beside(source)
+        return super().from_pretrained(source, **kwargs)
+
     @property
     def crop_size(self) -> dict[str, int]:
         """Height and width of the square input, which is :attr:`size`."""
@@ -155,6 +162,12 @@ class VSTImageProcessor(BaseImageProcessor):
 
 class VSTLlavaProcessor(LlavaProcessor):
     """transformers' LLaVA processor; what it would leave unread without a word is refused."""
+
+    @classmethod
+    def from_pretrained(cls, source: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As every processor of transformers; one that differs from the tree beside it brings a warning."""
+        warn_beside(source)
+        return super().from_pretrained(source, **kwargs)
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any

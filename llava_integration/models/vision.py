@@ -22,6 +22,7 @@ from transformers.utils import TransformersKwargs, cached_file
 from transformers.utils.generic import can_return_tuple
 
 from llava_integration.hosts.options import no_grid
+from llava_integration.models.preparation import LOOKS, looks_left, warn_beside
 from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
 from vst.tree.config import MODEL_TYPE, VSTConfig
@@ -142,6 +143,7 @@ class VSTVisionModel(PreTrainedModel):
         super().__init__(config)
         tree = config.tree_config()
         self.tree: VSTEncoder | FullTower = FullTower(tree) if config.full else VSTEncoder(tree)
+        self._looks = LOOKS
         self.post_init()
 
     @classmethod
@@ -158,6 +160,8 @@ class VSTVisionModel(PreTrainedModel):
     ) -> VSTVisionModel:
         """Load a saved tree as transformers does, once its seal was looked at.
 
+        A processor beside it that prepares pictures otherwise brings a warning.
+
         Args:
             pretrained_model_name_or_path: folder or hub id of a tree.
             args, kwargs: transformers' own.
@@ -172,7 +176,9 @@ class VSTVisionModel(PreTrainedModel):
             path = cached_file(source, WEIGHTS, _raise_exceptions_for_missing_entries=False, **where)
             if path is not None:  # else weights of another form, which have no seal
                 check_seal(Path(path).parent)
-        return super().from_pretrained(source, *args, **kwargs)
+        read = super().from_pretrained(source, *args, **kwargs)
+        warn_beside(source)
+        return read
 
     @property
     def split(self) -> int | dict[str, int]:
@@ -209,6 +215,8 @@ class VSTVisionModel(PreTrainedModel):
                     f"{name} is {value!r}, which a tree cannot serve: it gives fused tokens of pictures of one size; "
                     "leave it out."
                 )
+        if self._looks:
+            self._looks = looks_left(self._looks, pixel_values, self.tree.config)
         tokens = self.tree(pixel_values.to(self.dtype), split=split)
         states = (tokens,) * (self.tree.config.trunk.depth + 1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=states)

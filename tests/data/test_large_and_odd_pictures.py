@@ -1,9 +1,12 @@
 """Pictures of odd modes and of very many pixels: a stated rule for each, in bounded memory, or the reason why not."""
 
 import json
+import os
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -88,6 +91,62 @@ def test_every_mode_of_pillow_becomes_rgb_or_says_why():
     np.testing.assert_array_equal(np.asarray(to_rgb(la))[..., 0], grey)
     np.testing.assert_array_equal(np.asarray(to_rgb(la.convert("La")))[..., 0], grey)
     assert "numbers" not in str(ImageSet([base.convert("PA")], {"a": SMALL})[0])
+
+
+def png(bits, colour, rows, key):
+    """A PNG with a colour key, written out: Pillow writes none of other than 8 bits."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    width = len(rows[0]) * 8 // bits // (3 if colour == 2 else 1)
+    head = struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*part) for part in ((b"IHDR", head), (b"tRNS", key), (b"IDAT", data), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_colour_key_of_any_depth_is_transparent(tmp_path, bits):
+    levels = np.arange(min(2**bits, 256)) * (257 if bits == 16 else 1)
+    grey = np.resize(levels, (4, 64))
+    digits = (grey[..., None] >> np.arange(bits)[::-1]) & 1
+    rows = [row.tobytes() for row in np.packbits(digits.reshape(4, -1).astype(np.uint8), axis=1)]
+    (tmp_path / "a.png").write_bytes(png(bits, 0, rows, struct.pack(">H", levels[1])))
+    want = np.where(grey == levels[1], 255, np.rint(grey * 255 / (2**bits - 1)))
+    np.testing.assert_array_equal(np.asarray(to_rgb(open_image(tmp_path / "a.png")))[..., 1], want)
+    np.testing.assert_array_equal(np.asarray(to_rgb(Image.open(tmp_path / "a.png")))[..., 1], want)
+
+
+def test_a_colour_key_of_16_bits(tmp_path):
+    colours = np.array([[[1000, 40000, 65535], [1000, 40000, 100]]], dtype=">u2")
+    (tmp_path / "a.png").write_bytes(png(16, 2, [colours.tobytes()], colours[0, 0].tobytes()))
+    found = np.asarray(to_rgb(open_image(tmp_path / "a.png")))[0]
+    np.testing.assert_array_equal(found[0], [255] * 3)
+    np.testing.assert_allclose(found[1], colours[0, 1] / 257, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_a_tiff_in_which_white_is_zero_is_turned(tmp_path, kind):
+    grey = np.arange(256).reshape(16, 16)
+    numbers = {"uint16": grey * 257, "float32": grey / np.float32(255)}.get(kind, grey).astype(kind)
+    Image.fromarray(numbers).save(tmp_path / "black.tif")
+    photometric = struct.pack("<HHI", 262, 3, 1)  # what zero means: 1 black, 0 white
+    data = (tmp_path / "black.tif").read_bytes()
+    assert data.count(photometric + b"\1\0") == 1
+    (tmp_path / "white.tif").write_bytes(data.replace(photometric + b"\1\0", photometric + b"\0\0"))
+    black, white = (np.asarray(to_rgb(open_image(tmp_path / f"{name}.tif")))[..., 0] for name in ("black", "white"))
+    np.testing.assert_array_equal(black, grey)
+    np.testing.assert_array_equal(white, 255 - grey)
+
+
+def test_numbers_of_8_bits_with_a_sign(tmp_path):
+    Image.fromarray(np.array([[0, 5], [127, 9]], dtype=np.uint8)).save(tmp_path / "a.tif", tiffinfo={339: 2})
+    Image.fromarray(np.array([[0, 5], [255, 9]], dtype=np.uint8)).save(tmp_path / "b.tif", tiffinfo={339: 2})
+    data = ImageSet(tmp_path, {"a": SMALL})
+    assert isinstance(data[0], dict)
+    assert "whole numbers from -1; expected 0..255" in data[1].reason
 
 
 # --- what a transform takes
@@ -208,6 +267,23 @@ def test_a_limit_in_memory(tmp_path):
         ImageSet(tmp_path, one, picture_mb=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "bytes_a_pixel"),
+    [
+        ({"format": "JPEG"}, 4),
+        ({"format": "JPEG", "progressive": True, "subsampling": 0}, 4 + 2 * 3),  # and the coefficients
+        ({"format": "JPEG", "progressive": True, "subsampling": 2}, 4 + 2 * 1.5),
+        ({"format": "TIFF"}, 4),
+        ({"format": "TIFF", "compression": "tiff_lzw", "tiffinfo": {278: 400}}, 4 + 3),  # and its one strip
+        ({"format": "TIFF", "compression": "tiff_lzw", "tiffinfo": {278: 40}}, 4 + 0.3),
+    ],
+)
+def test_what_a_decoder_holds_beside_the_picture_counts(tmp_path, options, bytes_a_pixel):
+    photo(600, 400).save(tmp_path / "a", **options)
+    with Image.open(tmp_path / "a") as image:
+        assert large.megabytes(image, image.size) == pytest.approx(600 * 400 * bytes_a_pixel / 2**20)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
 def test_clip_art_of_many_pixels_takes_little_memory(tmp_path):
@@ -233,6 +309,22 @@ def test_clip_art_of_many_pixels_takes_little_memory(tmp_path):
 
 
 # --- folders that link to each other
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    for folder in (tmp_path, tmp_path / "closed"):
+        photo().save(folder / "x.png")
+    scan = os.scandir
+
+    def refused(folder):  # as for anyone but root, who may read all
+        if os.path.basename(folder) == "closed":
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.warns(UserWarning, match=r"The folder .*closed cannot be read \(Permission denied\)"):
+        assert picture_names(tmp_path) == ["x.png"]
 
 
 def test_folders_that_link_to_each_other_count_once(tmp_path):

@@ -84,6 +84,24 @@ def test_unreadable_pictures_are_left_out(config, data, tmp_path):
     assert name.endswith("broken.png")
 
 
+def test_pictures_beyond_the_limit_of_memory_are_left_out(config, tmp_path):
+    for part in ("train", "test"):
+        colours(tmp_path / part, 5)
+    Image.new("RGB", (600, 500)).save(tmp_path / "test" / "red" / "large.png")
+    options = {"train": str(tmp_path / "train"), "test": str(tmp_path / "test")}
+    task = {"t": TaskConfig("folder", options, validation=2)}
+    whole = replace(config, tasks=task, objectives=["ridge"], cache=str(tmp_path / "cache"))
+    few = replace(whole, picture_mb=1)
+    assert sum(run_protocol(tmp_path / "whole", whole, show=False)["rows"][0]["pictures"].values()) == 31
+    # also where another run left the features of all pictures in the cache
+    assert sum(run_protocol(tmp_path / "few", few, show=False)["rows"][0]["pictures"].values()) == 30
+    ((name, reason),) = read_json(tmp_path / "few" / "unreadable-t.json").items()
+    assert name.endswith("large.png")
+    assert "picture_mb allows 1" in reason
+    with pytest.raises(ValueError, match=r"differs in .*picture_mb"):
+        run_protocol(tmp_path / "whole", few, show=False)
+
+
 def test_rows_alone_are_enough_to_go_on(config, tmp_path):
     """What is published of a run, copied anywhere, grows as the whole run does."""
     few, more = replace(config, objectives=["ridge"]), replace(config, objectives=["ridge", "ffm+tlt"])

@@ -1,6 +1,7 @@
 """Which model should be the trunk: the rule on rows with a known answer, the errors against a fit's own."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,17 @@ def test_errors_are_those_of_a_ridge_fit(pair, pictures):
         assert own["channel_errors"]["b"] == pytest.approx(wanted.final.channel_error, rel=1e-3)
         assert own["score"] is None
     assert found["grid"] == 4
+
+
+def test_pictures_beyond_the_limit_of_memory_are_skipped(pair, tmp_path):
+    folder = colours(tmp_path / "pictures", 12)
+    Image.new("RGB", (600, 500)).save(folder / "light" / "large.png")
+    options = {"config": replace(FEW, picture_mb=1), "show_progress": False}
+    found = compare_trunks(pair, str(folder), **options)
+    assert "picture_mb allows 1" in found["skipped"]["light/large.png"]
+    held = compare_trunks(pair, [Image.new("RGB", (60, 60))] * 24, heldout_images=str(folder), **options)
+    assert "light/large.png" in held["skipped"]
+    assert "light/large.png" not in compare_trunks(pair, str(folder), FEW, show_progress=False)["skipped"]
 
 
 def test_several_models_and_times(tiny, pictures):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from vst.data.images import SUFFIXES
@@ -12,7 +13,8 @@ def picture_names(folder: Path, *, repeated: bool = False) -> list[str]:
     """Pictures below a folder, by relative path, sorted; hidden files and folders are left out.
 
     Links are followed, and every real folder and every real file counts once: under its own path where that lies below
-    the folder, else under the link that is reached by the fewest links, first by name.
+    the folder, else under the link that is reached by the fewest links, first by name. A folder that may not be read
+    brings a warning.
 
     Args:
         folder: where to look.
@@ -25,7 +27,7 @@ def picture_names(folder: Path, *, repeated: bool = False) -> list[str]:
     while waiting:
         further: list[Path] = []
         for top in waiting:
-            for place, subfolders, files in os.walk(top):
+            for place, subfolders, files in os.walk(top, onerror=_told):
                 real, here = os.path.realpath(place), Path(place)
                 if real in seen:
                     subfolders.clear()
@@ -45,6 +47,14 @@ def picture_names(folder: Path, *, repeated: bool = False) -> list[str]:
         real = str(path) if repeated else os.path.realpath(path)
         names.setdefault(real, path.relative_to(folder).as_posix())
     return sorted(names.values())
+
+
+def _told(error: OSError) -> None:
+    warnings.warn(
+        f"The folder {error.filename} cannot be read ({error.strerror}), so pictures in it are left out: make it "
+        "readable, or move it elsewhere.",
+        stacklevel=4,
+    )
 
 
 def _hidden(name: str) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vst.data import large
-from vst.data.rgb import SIDEWAYS, Colour, to_rgb, turn_of
+from vst.data.rgb import SIDEWAYS, Colour, load, to_rgb, turn_of
 
 CUTS = ("crop", "squash", "pad")
 INTERPOLATIONS = {
@@ -247,12 +247,12 @@ def decode_opened(image: Image.Image, max_pixels: int, picture_mb: float = PICTU
         raise UnreadableImage(f"has {width} x {height} pixels, where 1 to {max_pixels:,} are allowed")
     try:
         large.draft(image)
-        if (needed := large.megabytes(image)) > picture_mb:
+        if (needed := large.megabytes(image, (width, height))) > picture_mb:
             raise UnreadableImage(
                 f"has {width} x {height} pixels and takes {needed:,.0f} MB to decode, where picture_mb allows "
                 f"{picture_mb:g}"
             )
-        image.load()
+        load(image)
     except UnreadableImage:
         raise
     except Exception as error:  # as above, for damaged data

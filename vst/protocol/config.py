@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from vst.data.images import PICTURE_MB
 from vst.fit.objectives import OBJECTIVES
-from vst.models.fields import SEEDS, check_fields
+from vst.models.fields import SEEDS, Limits, check_fields
 from vst.protocol.chains import parse_chain
 from vst.tree.stitches import DEFAULT_STITCH, StitchSpec
 
@@ -104,6 +105,7 @@ class ProtocolConfig:
         seeds: of pictures drawn, random starts and the order of steps.
         grid: patches a side, of every model.
         cut: how a picture becomes square: crop or squash.
+        picture_mb: pictures that take more MiB than this to decode are left out.
         cka_depths: depths of the map of linear CKA between models; empty for no map.
         cka_pictures: test pictures of that map.
         train: how stages and heads are trained.
@@ -125,6 +127,7 @@ class ProtocolConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     grid: int = 8
     cut: str = "crop"
+    picture_mb: int = PICTURE_MB
     cka_depths: list[int] = field(default_factory=list)
     cka_pictures: int = 64
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -136,9 +139,8 @@ class ProtocolConfig:
     tolerated_drop: float = 0.02
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, {"cka_depths": (0, None), "cache_limit_gb": (1e-9, None), "tolerated_drop": (0, 1), "seeds": SEEDS}
-        )
+        limits: dict[str, Limits] = {"cka_depths": (0, None), "cache_limit_gb": (1e-9, None), "tolerated_drop": (0, 1)}
+        check_fields(self, limits | {"picture_mb": (1, None), "seeds": SEEDS})
         for name in ("models", "directions", "tasks", "depths", "families", "objectives", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -184,5 +186,7 @@ class ProtocolConfig:
             "precision": self.precision,
             "cka_pictures": self.cka_pictures,
             "train": vars(self.train),
-            **({} if self.pretrained else {"pretrained": False}),  # as runs before this option described themselves
+            # Both as runs from before there was a choice described themselves.
+            **({} if self.pretrained else {"pretrained": False}),
+            **({} if self.picture_mb == PICTURE_MB else {"picture_mb": self.picture_mb}),
         }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vst.data.images import ImageTransform
+from vst.data.images import PICTURE_MB, ImageTransform
 from vst.data.pictures import ImageSet, collate
 from vst.fit.cache import TargetCache, cache_bytes, cached_bytes, digest
 from vst.models.checkpoints import describe, load_vfm
@@ -106,6 +106,7 @@ class FeatureStore:
         counts: of the run.
         bf16: whether models run under bf16 autocast.
         limit_gb: refuse to let ``root`` grow beyond it.
+        picture_mb: MiB that a picture may take to decode.
         show: progress.
     """
 
@@ -119,6 +120,7 @@ class FeatureStore:
         *,
         bf16: bool = False,
         limit_gb: float = 50.0,
+        picture_mb: int = PICTURE_MB,
         show: bool = True,
     ) -> None:
         transforms = {
@@ -127,7 +129,8 @@ class FeatureStore:
         }
         self.root, self.models, self.counts, self.bf16, self.show = root, models, counts, bf16, show
         self.limit_gb = limit_gb
-        self.images = ImageSet(pictures, transforms)
+        self._own = {} if picture_mb == PICTURE_MB else {"picture_mb": picture_mb}  # it says which rows there are
+        self.images = ImageSet(pictures, transforms, picture_mb=picture_mb)
         self.fingerprint = self.images.fingerprint()
         self.unreadable: dict[int, str] = {}
         self._caches: dict[tuple[str, int], TargetCache] = {}
@@ -151,6 +154,7 @@ class FeatureStore:
             "weights": self.models.digest(model),
             "depth": depth,
             "bf16": self.bf16,
+            **self._own,
         }
         return digest(facts)
 

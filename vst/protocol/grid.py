@@ -173,6 +173,7 @@ class _Grid:
             self.counts,
             bf16=config.precision == "bf16",
             limit_gb=config.cache_limit_gb,
+            picture_mb=config.picture_mb,
             show=self.show,
         )
         store = self._by_task[name] = self._stores.setdefault(store.fingerprint, store)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from vst.data.images import CUTS
+from vst.data.images import CUTS, ImageTransform
 from vst.models.fields import check_fields, mapping, name, one_of, shown, whole
 from vst.models.spec import MOST_DEPTH, VFMSpec
 from vst.tree.fusion import FUSIONS, NORMALISE, Fusion
@@ -211,6 +211,10 @@ class VSTConfig(TreeOptions):
     def image_size(self) -> int:
         """Side of the tree's square pictures in pixels."""
         return self.grid * self.trunk.patch
+
+    def transform(self) -> ImageTransform:
+        """What turns a picture into the tree's pixels: cut, resize, the trunk's normalisation."""
+        return ImageTransform(size=self.image_size, mean=self.trunk.mean, std=self.trunk.std, cut=self.cut)
 
     @property
     def splits(self) -> list[int]:

@@ -241,8 +241,7 @@ class VSTEncoder(OnDisk):
 
     def transform(self) -> ImageTransform:
         """What turns a picture into this tree's pixels: cut, resize, the trunk's normalisation."""
-        spec = self.config.trunk
-        return ImageTransform(size=self.image_size, mean=spec.mean, std=spec.std, cut=self.config.cut)
+        return self.config.transform()
 
     def branch_tokens(self, pixels: Tensor, split: Split | None = None) -> dict[str, Tensor]:
         """Every branch's patch tokens ``[B, N, D]``, by name in the order of fusion, in the dtype of ``pixels``.

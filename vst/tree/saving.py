@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -19,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from vst.data.preparation import asked_otherwise
+from vst.models.checkpoints.preparation import processor_settings
 from vst.models.fields import checked, dtype_of, shown
 from vst.models.finite import not_finite, some
 from vst.models.vfm import VFM, check_tensors
@@ -156,6 +159,7 @@ class OnDisk(nn.Module):
         """
         kind = None if dtype is None else dtype_of(dtype)
         folder, whole = read_config(source, revision, weights=True)
+        warn_preparation(folder, whole)
         config = whole if splits is None else whole.pruned(splits)
         possible = {k: v.shape for k, v in cls.skeleton(whole).state_dict().items()}
         if (folder / WEIGHTS).is_file():
@@ -190,6 +194,26 @@ def preprocessor(config: VSTConfig) -> dict[str, Any]:
         "image_std": list(config.trunk.std),
         "cut": config.cut,
     }
+
+
+def warn_preparation(folder: Path, config: VSTConfig) -> None:
+    """Warn where the processor that lies beside a model prepares pictures in another way than its tree does."""
+    try:
+        path, values = processor_settings(folder)
+    except ValueError as error:
+        warnings.warn(f"{error} A tree's pictures are prepared as its config says.", stacklevel=1)
+        return
+    if path is None:
+        return
+    does = config.transform()
+    otherwise = [f"{name} {shown(given)} for {own}" for name, (given, own) in asked_otherwise(does, values).items()]
+    lacking = [name for name in ("size", "image_mean", "image_std") if values.get(name) is None]
+    if found := [*otherwise, *(f"no {name}" for name in lacking)]:
+        warnings.warn(
+            f"{path} prepares pictures in another way than the tree's config ({', '.join(found)}), so transformers' "
+            "processors hand over other pixels than the tree was fitted to: save the model again, or correct the file.",
+            stacklevel=1,  # in one place, so that whoever reads tree and processor is told once
+        )
 
 
 def weight_files(folder: Path) -> list[str]:

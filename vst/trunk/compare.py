@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from vst.data.images import CUTS
+from vst.data.images import CUTS, PICTURE_MB
 from vst.data.labels import by_folder, check_classes, one_a_picture
 from vst.data.pictures import ImageSet, collate
 from vst.data.probes import linear_probe
@@ -48,6 +48,7 @@ class TrunkConfig:
         heldout: at most so many for errors and scores; without held-out pictures of their own, a third of all at most.
         seed: of the pictures drawn.
         cut: crop, squash or pad: how a picture becomes square.
+        picture_mb: pictures that take more MiB than this to decode are skipped.
         batch_size, repeats: of the time measurement; 0 repeats measure nothing.
     """
 
@@ -58,11 +59,12 @@ class TrunkConfig:
     heldout: int = 200
     seed: int = 0
     cut: str = "crop"
+    picture_mb: int = PICTURE_MB
     batch_size: int = 1
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        check_fields(self, {"splits": (1, None), "grid": (1, MOST_GRID), "seed": SEEDS})
+        check_fields(self, {"splits": (1, None), "grid": (1, MOST_GRID), "seed": SEEDS, "picture_mb": (1, None)})
         one_of(self.cut, "cut", CUTS)
         StitchSpec(self.stitch)
         if self.splits is not None and not self.splits:
@@ -194,11 +196,12 @@ class _Comparison:
     def _pictures(
         self, tree: VSTEncoder, images: Any, heldout_images: Any
     ) -> tuple[ImageSet, ImageSet, list[int], list[int]]:
-        data = ImageSet(images, transforms(tree))
+        limit = self.config.picture_mb
+        data = ImageSet(images, transforms(tree), picture_mb=limit)
         generator = torch.Generator().manual_seed(self.config.seed)
         order = torch.randperm(len(data), generator=generator).tolist()
         if heldout_images is not None:
-            held = ImageSet(heldout_images, transforms(tree))
+            held = ImageSet(heldout_images, transforms(tree), picture_mb=limit)
             test = torch.randperm(len(held), generator=generator).tolist()[: self.config.heldout]
         else:
             count = min(self.config.heldout, len(order) // 3)

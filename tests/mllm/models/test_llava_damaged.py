@@ -1,7 +1,6 @@
 """The folder of a language model whose weights were cut or removed ends in one sentence."""
 
 import os
-import warnings
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -62,16 +61,3 @@ def test_answers_without_an_end_are_told(tree_of, lm):
     model.generation_config.eos_token_id = tokenizer.eos_token = None
     with pytest.warns(UserWarning, match="says which token ends an answer"):
         assemble(tree_of(), model, tokenizer)
-
-
-def test_an_image_processor_that_is_not_the_trees_is_told(tree_of, lm, tmp_path):
-    model, processor = assemble(tree_of(), *lm())
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*image processor has")
-        load(tmp_path / "model")
-    processor.image_processor.image_mean = [0.1, 0.1, 0.1]
-    processor.save_pretrained(tmp_path / "model")
-    with pytest.warns(UserWarning, match=r"its image processor has image_mean \[0.1, 0.1, 0.1\], and its tree was"):
-        load(tmp_path / "model")

@@ -34,7 +34,7 @@ def of_processor(folder: Path, source: str, mean: RGB, std: RGB) -> tuple[RGB, R
     Raises:
         ValueError: a processor whose normalisation is no three numbers, or is not known here.
     """
-    path, values = _processor(folder)
+    path, values = processor_settings(folder)
     for name in ("do_normalize", "do_rescale"):
         if not isinstance(values.get(name), (bool, NoneType)):
             raise ValueError(f"{source}: {path} has {name} {values[name]!r}; expected true or false.")
@@ -83,8 +83,12 @@ def warn_resampling(source: str, told: Any) -> None:
         )
 
 
-def _processor(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """The image processor's settings and the file that they are from; nothing where there is none."""
+def processor_settings(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Settings of the image processor that is saved in a folder, and the file that they are from; nothing without one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     whole, own = folder / "processor_config.json", folder / "preprocessor_config.json"
     if whole.is_file() and (nested := read_json(whole).get("image_processor")) is not None:
         if not isinstance(nested, Mapping):
