@@ -68,9 +68,8 @@ def run_demo(
         results = read_results(run.path("results.json"), "the language demo")
         with as_written(run.path("results.json"), "the language demo"):
             _show(results, folder)
-        if (
-            run.path("rows").exists() and not run.path("index.html").exists()
-        ):  # it failed, or was stopped, as it was drawn
+        # It failed, or was stopped, as it was drawn.
+        if run.path("rows").exists() and not run.path("index.html").exists():
             draw(results, folder)
         return results
     job = _Job(run, config, device)

@@ -238,7 +238,8 @@ class _Sweep:
                 for task, v in read_results(path, "evaluate")["tasks"].items()
             }
             for task, v in kept.items():
-                number(v["score"], f"score of {task}"), whole(v["n"], f"n of {task}", (1, None))
+                number(v["score"], f"score of {task}")
+                whole(v["n"], f"n of {task}", (1, None))
         self.run.add({"row": name, "seed": seed, "tasks": kept}, _key(name, seed))
 
     def _call(self, words: Sequence[str], title: str, gpu: int | None) -> None:

@@ -30,11 +30,11 @@ def test_a_benchmark_keeps_its_rows(tree_of, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(benchmarks, "benchmark_plot", broken)
         with pytest.raises(NotDrawn, match=r"run/latency\.png could not be drawn \(KeyError: 'no fonts'\)"):
-            benchmarks.benchmark(tree_of(), config, "cpu", tmp_path / "run", show_progress=False)
+            benchmarks.benchmark(tree_of(), config, tmp_path / "run", show_progress=False)
     rows = results_of(tmp_path / "run")
     assert len(rows) == 5  # two models alone, both in full, two splits
     assert (tmp_path / "run" / "latency.csv").is_file()
-    benchmarks.benchmark(tree_of(), config, "cpu", tmp_path / "run", resume=True, show_progress=False)
+    benchmarks.benchmark(tree_of(), config, tmp_path / "run", resume=True, show_progress=False)
     assert results_of(tmp_path / "run") == rows
     assert (tmp_path / "run" / "latency.png").is_file()
 

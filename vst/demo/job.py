@@ -65,9 +65,8 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
             _warn_of_damage(run.path("tree"))
         with as_written(run.path("results.json"), "vst demo"):
             _show(results, run)
-        if (
-            run.path("tree").exists() and not run.path("index.html").exists()
-        ):  # it failed, or was stopped, as it was drawn
+        # It failed, or was stopped, as it was drawn.
+        if run.path("tree").exists() and not run.path("index.html").exists():
             _Job(run, config, assets.prepare()).draw(results)
         return results
     job = _Job(run, config, assets.prepare())

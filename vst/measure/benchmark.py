@@ -115,10 +115,8 @@ def benchmark(
         with as_written(path, "vst latency"):
             where = read_json(path)
             on = f"{where['device_name']}, {where['torch_threads']} threads, torch {where['versions']['torch']}"
-        caption = (
-            f"{on}, "
-            f"{config.execution}; medians of {config.repeats} interleaved rounds, bars: 95 % intervals of the median"
-        )
+        told = f"medians of {config.repeats} interleaved rounds, bars: 95 % intervals of the median"
+        caption = f"{on}, {config.execution}; {told}"
         with drawing(path := run.path("latency.png")):
             benchmark_plot(rows, path, caption)
     return rows

@@ -134,6 +134,12 @@ def known_options(given: Iterable[str], known: Collection[str], what: str) -> No
         raise TypeError(f"{what} has no option {unknown[0]!r}{hint}; its options: {', '.join(sorted(known))}.")
 
 
+def as_list(value: Any) -> list[Any]:
+    """Values of which one may stand alone: text, a mapping and a tensor without dimensions are one."""
+    alone = isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable)
+    return [value] if alone or getattr(value, "ndim", 1) == 0 else list(value)
+
+
 def mapping(value: Any, what: str) -> Mapping[str, Any]:
     """A mapping with text for keys, as a JSON object or a YAML block is.
 

@@ -19,7 +19,7 @@ from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vst.models.fields import checked, shown, whole
+from vst.models.fields import as_list, checked, shown, whole
 from vst.models.placement import placed
 from vst.models.spec import MOST_GRID, VFMSpec
 
@@ -167,9 +167,7 @@ class VFM(nn.Module):
     def walk(self, pixels: Tensor, depths: int | Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """:meth:`taps` one by one, ascending: (depth, tokens ``[B, T, D]``), each block run when it is asked for."""
         what = f"{self.spec.source}: depth"
-        alone = isinstance(depths, (str, bytes)) or not isinstance(depths, Iterable) or getattr(depths, "ndim", 1) == 0
-        given: Any = [depths] if alone else depths
-        wanted = sorted({whole(depth, what, (self.start, self.stop)) for depth in given})
+        wanted = sorted({whole(depth, what, (self.start, self.stop)) for depth in as_list(depths)})
         if not wanted:
             raise ValueError(
                 f"{self.spec.source}: depths are {shown(depths)}; expected one or more, from {self.start} to "

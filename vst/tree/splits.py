@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vst.models.fields import mapping, shown, whole
+from vst.models.fields import as_list, mapping, shown, whole
 
 Split = int | Mapping[str, int]  # one for all branches, or by branch name
 
@@ -91,10 +91,7 @@ def several(splits: Any) -> list[Any]:
     Raises:
         ValueError: there is none.
     """
-    alone = (
-        isinstance(splits, (str, bytes, Mapping)) or not isinstance(splits, Iterable) or getattr(splits, "ndim", 1) == 0
-    )
-    found = [splits] if alone else list(splits)
+    found = as_list(splits)
     if not found:
         raise ValueError(f"splits are {shown(splits)}; expected one or more, such as [6, 14, 22], or none for all.")
     return found
