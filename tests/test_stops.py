@@ -22,6 +22,9 @@ for name, (words, place, number) in cases.items():
     log = f"{sys.argv[1]}.{name}"
     child = os.fork()
     if not child:
+        for ignored in (signal.SIGTERM, signal.SIGHUP):  # as under nohup
+            signal.signal(ignored, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has its background jobs ignore
         output = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)

@@ -263,6 +263,8 @@ class VFM(nn.Module):
             if name.endswith("k_bias"):
                 owner: Any = self.get_submodule(name.rpartition(".")[0])
                 like = owner.q_bias  # of the weights' device and dtype, which a load may have changed
+                if like.is_meta:  # offloaded, or not loaded yet
+                    like = buffer
                 if not like.is_meta:
                     owner.k_bias = _filled(buffer, torch.zeros(like.shape, dtype=like.dtype), like.device)
         if self.rope is not None:

@@ -132,7 +132,9 @@ def read_json(path: str | os.PathLike, advice: str = "restore it, or move it awa
     """
     try:
         return json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply; {advice}.") from error
+    except ValueError as error:
         raise ValueError(f"{path} is no valid JSON ({error}); {advice}.") from error
 
 

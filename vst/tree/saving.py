@@ -288,10 +288,7 @@ def read_config(
         raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained.")
     if (size := (folder / CONFIG).stat().st_size) > MOST_CONFIG_BYTES:
         raise ValueError(f"{folder / CONFIG} has {size} bytes; expected a tree's config, of a few thousand.")
-    try:
-        values = read_json(folder / CONFIG)
-    except RecursionError:
-        raise ValueError(f"{folder / CONFIG} is nested too deeply for a tree's config: fetch it again.") from None
+    values = read_json(folder / CONFIG)
     if not isinstance(values, dict):
         raise ValueError(f"{folder / CONFIG} holds a {type(values).__name__}; expected a tree's config.")
     tower, alone = values.get("vision_config"), True

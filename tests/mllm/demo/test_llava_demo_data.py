@@ -232,7 +232,7 @@ class TestPrepare:
         monkeypatch.setattr(assets, "_RECIPES", tuple(recipes))
         ready = assets.prepare(quiet=True)
         assert sorted(path.name for path in (tmp_path / "home").iterdir()) == sorted(
-            [ready.llm.name, ready.easy_vqa.name, "lock", "ready.json"]
+            [ready.llm.name, ready.easy_vqa.name, "digests.json", "lock", "ready.json"]
         )
         load_strictly(ready.llm)
         assert not list(ready.llm.glob("**/*.gguf"))

@@ -31,7 +31,7 @@ def poisoned(monkeypatch, call, value=float("nan")):
 
 def nothing_is_exported(folder):
     left = {path.name for path in folder.iterdir()}
-    assert left <= {"run.json", "environment.json", "checkpoints"}
+    assert left <= {"run.json", "environment.json", "pictures.json", "checkpoints"}
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
