@@ -11,12 +11,16 @@ import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_integration.models import assemble
+from vst.models.fields import check_fields, one_of
 from vst.tree.baseline import FullTower
 from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.fusion import FUSIONS
 from vst.tree.options import TreeArgs
 from vst.tree.projector import ProjectorSpec
 from vst.tree.saving import read_config
+
+_OF_A_NEW_MODEL = ("tower", "tree", "llm", "full", "fusion", "projector", "template")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class ModelConfig:
     """Which model is trained: a new one from tower and language model, or one that an earlier stage saved.
 
     Attributes:
-        start: folder of an earlier stage; tower, llm, projector and template are its own then.
+        start: folder of an earlier stage, which brings all that follows.
         llm: causal language model: folder (``~`` is home) or hub id.
         tower: folder or hub id of a saved tree.
         tree: a tree to build from its models instead: for towers without stitches.
@@ -44,9 +48,17 @@ class ModelConfig:
     template: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("start", "llm", "tower", "template"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
+            if value == "":
+                raise ValueError(f"model.{name} is ''; expected a folder or name, or none at all.")
+        check_fields(self, prefix="model.")
+        if self.fusion is not None:
+            one_of(self.fusion, "model.fusion", FUSIONS)
         if self.start is not None:
-            if self.llm or self.tower or self.tree:
-                raise ValueError("model.start brings its own tower and language model; leave tower, tree and llm out.")
+            if given := [n for n in _OF_A_NEW_MODEL if getattr(self, n) not in (None, False, ProjectorSpec())]:
+                raise ValueError(f"model.start brings its own {given[0]}: leave model.{', model.'.join(given)} out.")
         elif self.llm is None or (self.tower is None) == (self.tree is None):
             raise ValueError(
                 "A new model needs model.llm and one of model.tower (a saved tree) and model.tree (one to build); or "

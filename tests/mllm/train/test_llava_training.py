@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from llava_integration.train.data import DataConfig
 from llava_integration.train.model import ModelConfig
 from llava_integration.train.training import train
 from vst.parsing import command
+from vst.tree.projector import ProjectorSpec
 
 pytest_plugins = ("training_kit",)
 STAGES = {
@@ -312,7 +314,6 @@ def test_a_language_model_below_home(kit, monkeypatch):
     [
         ({"split": 2}, "holds no stitch at split 2"),
         ({"split": "shallow"}, "expected a trunk depth"),
-        ({"model": {"fusion": "mix"}}, "fusion is 'mix'"),
         ({"model": {"llm": "no/where"}}, "language model 'no/where' is neither a folder here nor in the cache"),
         ({"model": {"tower": "no/where/at-all"}}, "There is no tree 'no/where/at-all'"),
         ({"model": {"template": "nothing.jinja"}}, "nothing.jinja"),
@@ -335,8 +336,19 @@ def test_tune_is_checked():
         TuneConfig(projector=False)
     with pytest.raises(ValueError, match="A new model needs"):
         ModelConfig(llm="x")
+    with pytest.raises(ValueError, match=r"model\.fusion is 'mix'"):
+        ModelConfig(llm="x", tower="y", fusion="mix")
     with pytest.raises(ValueError, match="brings its own"):
         ModelConfig(start="x", llm="y")
+    for own in (
+        {"full": True},
+        {"fusion": "interleave"},
+        {"template": "chatml"},
+        {"projector": ProjectorSpec("linear")},
+    ):
+        with pytest.raises(ValueError, match=f"brings its own {next(iter(own))}"):
+            ModelConfig(start="x", **own)
+    assert ModelConfig(llm=Path("x"), tower=Path("y")) == ModelConfig(llm="x", tower="y")
     with pytest.raises(ValueError, match="files is"):
         DataConfig(files=[])
 
