@@ -708,29 +708,51 @@ def test_every_option_of_an_evaluation_changes_the_report(tree_of, pictures, pic
 
 
 def test_operational_options_of_a_fit_are_observed(tree_of, pictures, tmp_path, monkeypatch):
-    """They change how a fit is run and nothing of what it gives; each is seen where it acts."""
+    """They change how a fit is run and, precision aside, nothing of what it gives; each is seen where it acts."""
+    from torch.utils import checkpoint as recomputing
+
     from vst.fit import loop
 
-    seen = {}
+    seen = {"states": [], "recomputed": 0}
 
     def fitted(**changes):
         tree = tree_of("dinov2", "clip", splits=[1])
-        fit_stitches(tree, pictures, {"epochs": 2, "heldout": 4, **changes}, show_progress=False)
+        folder = changes.pop("folder", None)
+        fit_stitches(tree, pictures, {"epochs": 2, "heldout": 4, **changes}, folder=folder, show_progress=False)
         return torch.cat([p.detach().flatten() for s in tree.stitches().values() for p in s.parameters()])
 
     def loader(*args, **options):
         seen["workers"] = options.get("num_workers", 0)
         return torch.utils.data.DataLoader(*args, **options)
 
-    saves = []
+    own_save, own_checkpoint = loop.save_state, recomputing.checkpoint
+
+    def save(accelerator, run, facts):
+        seen["states"].append(facts["step"])
+        own_save(accelerator, run, facts)
+
+    def checkpoint(*args, **options):
+        seen["recomputed"] += 1
+        return own_checkpoint(*args, **options)
+
     monkeypatch.setattr(loop, "DataLoader", loader)
-    monkeypatch.setattr(loop, "save_state", lambda *args, **options: saves.append(1))
+    monkeypatch.setattr(loop, "save_state", save)
+    monkeypatch.setattr(recomputing, "checkpoint", checkpoint)
     wanted = fitted()
     assert seen["workers"] == 0
     assert torch.equal(fitted(workers=1), wanted)
     assert seen["workers"] == 1
+    assert seen["recomputed"] == 0
     assert torch.equal(fitted(checkpointing=True), wanted)
+    assert seen["recomputed"] > 0
+    assert seen["states"] == []
+    batches = fitted(batch_size=16)
+    for every in (1, 2):
+        assert torch.equal(fitted(save_every=every, batch_size=16, folder=tmp_path / f"every-{every}"), batches)
+        assert seen["states"] == list(range(every, 6, every)), every  # after the last of six steps there are results
+        seen["states"].clear()
     assert torch.equal(fitted(precision="fp32"), wanted)
+    assert not torch.equal(fitted(precision="bf16"), wanted)
     assert torch.allclose(fitted(cache=str(tmp_path / "c")), wanted, atol=1e-2)  # halves are kept
     assert (tmp_path / "c").exists()
     refused(lambda: fitted(cache=str(tmp_path / "d"), cache_limit_gb=1e-8), "cache_limit_gb")
