@@ -100,9 +100,6 @@ class VSTVisionTower(GuardedTower):
         tree.load_state_dict(
             {own: state[name].clone() for own, name in own_names(self.vision_tower).items()}, assign=True
         )
-        for module in tree.modules():
-            if isinstance(module, VFM):
-                module.materialise()
         return tree.to(self.device).freeze()
 
     def _read(self) -> VSTEncoder:
@@ -241,7 +238,7 @@ def _skeleton(config: VSTConfig) -> VSTEncoder:
     try:
         for module in tree.modules():
             if isinstance(module, VFM):
-                module.materialise().renew_buffers()
+                module.renew_buffers()
     finally:
         torch.set_default_dtype(kind)
     return tree

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vst.models.blocks import resample_positions
+from vst.models.inputs import check_tensors
 from vst.models.spec import VFMSpec
-from vst.models.vfm import VFM, check_tensors, resample_positions
+from vst.models.vfm import VFM
 
 BASE = {"width": 32, "depth": 4, "heads": 4, "patch": 4, "hidden": 48, "image_size": 20}
 SPECS = {

@@ -6,21 +6,18 @@ A *depth* n always means "after n blocks": depth 0 is the stem's output, depth `
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import GluMlp, LayerNorm, create_rope_embed, get_act_layer
-from timm.models.eva import EvaBlock
-from timm.models.vision_transformer import Block
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 
+from vst.models.blocks import block_of, resample_positions, rope_table, run_rotary
 from vst.models.fields import as_list, checked, shown, whole
-from vst.models.placement import placed
+from vst.models.inputs import check_pixels, check_tensors, check_tokens
 from vst.models.spec import MOST_GRID, VFMSpec
 
 
@@ -68,10 +65,10 @@ class VFM(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid, spec.width)) if learned else None
             self.norm_pre = layer_norm(spec.width) if spec.pre_norm else nn.Identity()
         self.has_stem = stem
-        self.blocks = nn.ModuleDict({str(i): _block(spec, layer_norm) for i in range(start, stop)})
+        self.blocks = nn.ModuleDict({str(i): block_of(spec, layer_norm) for i in range(start, stop)})
         self.norm = layer_norm(spec.width) if norm else None
         if spec.position == "rotary":
-            self.register_buffer("rope", _rope_table(spec, grid), persistent=False)
+            self.register_buffer("rope", rope_table(spec, grid), persistent=False)
         else:
             self.rope = None  # no buffer: accelerate cannot place one that is None
         self.register_load_state_dict_post_hook(_renewed)
@@ -133,23 +130,14 @@ class VFM(nn.Module):
                 f"{self.spec.source}: blocks {start} to {stop} were asked for, {self.start} to {self.stop} are held: "
                 "load the model with the blocks that are needed."
             )
-        self._check_tokens(x)
+        check_tokens(self.spec, x)
         for i in range(start, stop):
             x = self._step(i, x)
         return x
 
-    def _check_tokens(self, x: Any) -> None:
-        width = self.spec.width
-        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != width or not x.is_floating_point():
-            told = f"{list(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise ValueError(
-                f"{self.spec.source} got tokens {told}; expected a floating-point tensor [batch, tokens, {width}], as "
-                "embed or taps give them."
-            )
-
     def _step(self, i: int, x: Tensor) -> Tensor:
         block = self.blocks[str(i)]
-        call = block if self.rope is None else partial(_rotary, block, rope=self.rope)
+        call = block if self.rope is None else partial(run_rotary, block, rope=self.rope)
         if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
             from torch.utils.checkpoint import checkpoint
 
@@ -196,12 +184,12 @@ class VFM(nn.Module):
 
     def patches(self, x: Tensor) -> Tensor:
         """Drop the prefix tokens: ``[B, T, D]`` to ``[B, N, D]``."""
-        self._check_tokens(x)
+        check_tokens(self.spec, x)
         return x[:, self.spec.prefix :]
 
     def features(self, x: Tensor) -> Tensor:
         """Patch tokens ``[B, N, D]`` of tokens ``[B, T, D]``, after the final norm where the model holds it."""
-        self._check_tokens(x)
+        check_tokens(self.spec, x)
         return self.patches(x if self.norm is None else self.norm(x))
 
     def reset_parameters(self, seed: int = 0) -> VFM:
@@ -244,15 +232,7 @@ class VFM(nn.Module):
         foreign = {n for n in whole - set(expected) if not _left_out(n, model)}
         check_tensors(spec.source, expected, {n: tensors[n].shape for n in whole & (set(expected) | foreign)})
         model.load_state_dict({n: tensors[n] for n in expected}, strict=True, assign=True)
-        return model.materialise()
-
-    def materialise(self) -> VFM:
-        """Make what a checkpoint does not carry (DINOv3's zero key biases) after a build on ``meta``; returns self."""
-        for name, buffer in list(self.named_buffers()):
-            if buffer.is_meta and name.endswith("k_bias"):
-                owner: Any = self.get_submodule(name.rpartition(".")[0])
-                owner.k_bias = torch.zeros(buffer.shape, dtype=owner.q_bias.dtype)
-        return self
+        return model
 
     def renew_buffers(self) -> VFM:
         """Fill what no checkpoint carries (rotary table, zero key biases) after a loader left placeholders there.
@@ -271,7 +251,7 @@ class VFM(nn.Module):
             weight = next(self.parameters(), self.rope)  # a model without blocks and norm has none
             device = self.rope.device if weight.is_meta else weight.device
             if device.type != "meta":
-                self.rope = _filled(self.rope, _rope_table(self.spec, self.grid), device)  # type: ignore[arg-type]
+                self.rope = _filled(self.rope, rope_table(self.spec, self.grid), device)  # type: ignore[arg-type]
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> VFM:
@@ -279,24 +259,6 @@ class VFM(nn.Module):
         # What a cast made of the angles, and what ``to_empty`` left for them, has no meaning; weights may be copied in
         # one by one after it, which no hook of a load would see.
         return self.renew_buffers()
-
-
-def check_pixels(pixels: Any) -> None:
-    """Refuse what is no batch of prepared pictures, before it is cast.
-
-    Raises:
-        ValueError: no tensor, or one of whole numbers, which were not normalised.
-    """
-    if not isinstance(pixels, Tensor):
-        raise ValueError(
-            f"pixels is a {type(pixels).__name__}; expected a tensor [batch, 3, side, side]: prepare a picture with "
-            "the tree's transform(), and stack several (transform()(picture)[None] is a batch of one)."
-        )
-    if not pixels.is_floating_point():
-        raise ValueError(
-            f"pixels are {pixels.dtype}; expected floating-point pixels, normalised: prepare pictures with the tree's "
-            "transform()."
-        )
 
 
 def _filled(buffer: Tensor, values: Tensor, device: torch.device) -> Tensor:
@@ -311,44 +273,6 @@ def _renewed(model: VFM, incompatible: Any) -> None:
     model.renew_buffers()
 
 
-def check_tensors(
-    what: str, expected: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]], hint: str | None = None
-) -> None:
-    """Compare names and shapes of a checkpoint with what a model needs.
-
-    Raises:
-        ValueError: names (at most five of each) what is missing, foreign or of another shape.
-    """
-    missing, foreign = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
-    shapes = [
-        f"{n} is {list(given[n])}, not {list(expected[n])}"
-        for n in sorted(set(expected) & set(given))
-        if tuple(expected[n]) != tuple(given[n])
-    ]
-    problems = [
-        f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-        for kind, names in (("missing", missing), ("foreign", foreign), ("of another shape", shapes))
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            f"The tensors given for {what} do not fit it: {'; '.join(problems)}. "
-            + (hint or "Check that the checkpoint is complete and is the model that its config describes.")
-        )
-
-
-def resample_positions(table: Tensor, grid: int, *, antialias: bool) -> Tensor:
-    """Bicubic resampling of a position table ``[1, n * n, D]`` to ``[1, grid * grid, D]``, computed in fp32."""
-    side = math.isqrt(table.shape[1])
-    if side * side != table.shape[1]:
-        raise ValueError(f"A position table of {table.shape[1]} entries is not square; expected n * n patches.")
-    if side == grid:
-        return table
-    image = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=False, antialias=antialias)
-    return image.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).to(table.dtype)
-
-
 def _left_out(name: str, model: VFM) -> bool:
     """Whether a tensor belongs to a part of the whole model that this (partial) build leaves out."""
     head, _, rest = name.partition(".")
@@ -358,64 +282,3 @@ def _left_out(name: str, model: VFM) -> bool:
     if head == "norm":
         return model.norm is None
     return head in {"patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre"} and not model.has_stem
-
-
-def _block(spec: VFMSpec, layer_norm: Any) -> nn.Module:
-    ratio = (spec.hidden + 0.5) / spec.width  # timm takes int(width * ratio): the half keeps rounding from losing one
-    scale = 1.0 if spec.layer_scale else None
-    if spec.position == "rotary":
-        if spec.mlp not in ("gelu", "swiglu"):
-            raise ValueError(f"{spec.source}: rotary blocks have a gelu or swiglu MLP, not {spec.mlp}.")
-        return EvaBlock(
-            spec.width,
-            spec.heads,
-            qkv_bias=spec.qkv_bias,
-            mlp_ratio=ratio,
-            swiglu_mlp=spec.mlp == "swiglu",
-            swiglu_align_to=8 if spec.mlp == "swiglu" else 0,
-            rotate_half=True,
-            num_prefix_tokens=spec.prefix,
-            init_values=scale,
-            norm_layer=layer_norm,
-        )
-    if spec.mlp == "swiglu":
-        mlp: Any = partial(GluMlp, gate_last=False)
-        ratio, act = (2 * spec.hidden + 0.5) / spec.width, nn.SiLU
-    else:
-        from timm.layers import Mlp
-
-        mlp, act = Mlp, get_act_layer(spec.mlp)
-    return Block(
-        spec.width,
-        spec.heads,
-        mlp_ratio=ratio,
-        qkv_bias=spec.qkv_bias,
-        init_values=scale,
-        norm_layer=layer_norm,
-        act_layer=act,
-        mlp_layer=mlp,
-    )
-
-
-def _rotary(block: nn.Module, x: Tensor, rope: Tensor) -> Tensor:
-    attention: Any = block.attn
-    with placed(attention.qkv):  # timm reads its weight there without calling it
-        return block(x, rope=rope)
-
-
-def _rope_table(spec: VFMSpec, grid: int) -> Tensor | None:
-    """DINOv3's sine and cosine table ``[N, 2 * head width]``, fp32; a function of the grid alone."""
-    if spec.position != "rotary":
-        return None
-    with torch.device("cpu"):  # also when the model around it is being built on meta
-        rope: Any = create_rope_embed(
-            rope_type="dinov3",
-            dim=spec.width,
-            num_heads=spec.heads,
-            feat_shape=[grid, grid],
-            temperature=spec.rope_temperature,
-            grid_indexing="ij",
-            rotate_half=True,
-            dtype=torch.float32,  # whatever type the model around it is being built in
-        )
-        return rope.get_embed().detach().clone()

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from vst.data.images import ImageTransform
 from vst.models.checkpoints import load_vfm
+from vst.models.inputs import check_pixels
 from vst.models.spec import VFMSpec
-from vst.models.vfm import VFM, check_pixels
+from vst.models.vfm import VFM
 from vst.tree.config import VSTConfig, feature_depth
 from vst.tree.modules import ModuleMap
 from vst.tree.schedule import IN_TURN, Schedule

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from vst.data.images import ImageTransform
 from vst.models import checkpoints
 from vst.models.fields import SEEDS, checked, known_options, shown, whole
+from vst.models.inputs import check_pixels
 from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
-from vst.models.vfm import VFM, check_pixels
+from vst.models.vfm import VFM
 from vst.tree.config import BranchConfig, VSTConfig
 from vst.tree.modules import ModuleMap
 from vst.tree.options import TreeArgs

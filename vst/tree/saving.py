@@ -24,7 +24,7 @@ from vst.data.preparation import asked_otherwise
 from vst.models.checkpoints.preparation import processor_settings
 from vst.models.fields import checked, dtype_of, shown
 from vst.models.finite import not_finite, some
-from vst.models.vfm import VFM, check_tensors
+from vst.models.inputs import check_tensors
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.tree.card import model_card
 from vst.tree.config import MODEL_TYPE, VSTConfig
@@ -166,9 +166,6 @@ class OnDisk(nn.Module):
             tree = cls.skeleton(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items()}
             tree.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, possible, kind), strict=True, assign=True)
-            for module in tree.modules():
-                if isinstance(module, VFM):
-                    module.materialise()
         elif (folder / STITCHES).is_file():
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}

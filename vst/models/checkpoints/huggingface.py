@@ -20,8 +20,9 @@ from vst.models.checkpoints import timm_files
 from vst.models.checkpoints.files import load_tensors, read_json, tensor_files
 from vst.models.checkpoints.hf_layouts import LAYOUTS, Layout
 from vst.models.checkpoints.preparation import PROCESSOR_FILES, of_processor
+from vst.models.inputs import check_tensors
 from vst.models.spec import VFMSpec
-from vst.models.vfm import VFM, check_tensors
+from vst.models.vfm import VFM
 
 _REGISTERS = "embeddings.register_tokens"
 _CONFIG_FILES = ["config.json", *PROCESSOR_FILES, "README.md"]

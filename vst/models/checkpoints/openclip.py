@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from vst.models.checkpoints import timm_hub
 from vst.models.checkpoints.preparation import three, warn_normalisation, warn_resampling
+from vst.models.inputs import check_tensors
 from vst.models.spec import VFMSpec
-from vst.models.vfm import VFM, check_tensors
+from vst.models.vfm import VFM
 
 _STEM = {
     "class_embedding": "cls_token",

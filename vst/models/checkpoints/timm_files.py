@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vst.models.checkpoints import timm_hub
 from vst.models.checkpoints.files import load_tensors, tensor_files
 from vst.models.checkpoints.preparation import warn_normalisation
+from vst.models.inputs import check_tensors
 from vst.models.spec import VFMSpec
-from vst.models.vfm import check_tensors
 
 # What a folder may ask of timm's constructors, and how large a number may be; a plain ViT or DINOv3 needs no more.
 _LARGEST = {
