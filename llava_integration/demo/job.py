@@ -11,7 +11,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from vst.fit.precision import has_bf16, uses_bf16
 from vst.models.checkpoints import describe
 from vst.results.drawing import drawing
 from vst.results.finished import ROWS, as_written, read_results
-from vst.results.folders import OVERWRITE, Run, atomic_path, read_json
+from vst.results.folders import Run, atomic_path, begun_with, read_json
 from vst.tree.encoder import VSTEncoder
 from vst.tree.saving import check_weights
 
@@ -58,7 +58,7 @@ def run_demo(
         ValueError: the folder holds a run of another config and ``overwrite`` is False.
     """
     folder, device = Path(folder), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = replace(config, precision=_precision(config.precision, folder, device))
+    config = replace(config, precision=_precision(config.precision, None if overwrite else begun_with(folder), device))
     run = Run(folder, asdict(config), resume=resume and folder.exists(), overwrite=overwrite)
     if overwrite:
         for part in ("fit", "data", "models"):
@@ -89,13 +89,11 @@ def run_demo(
     return results
 
 
-def _precision(wanted: str, folder: Path, device: torch.device) -> str:
+def _precision(wanted: str, before: Mapping[str, Any] | None, device: torch.device) -> str:
     """What auto stands for: what the run began with, or what the device has."""
     if wanted != "auto":
         return "bf16" if uses_bf16(wanted, device) else "fp32"
-    stored = read_json(folder / "run.json", OVERWRITE) if (folder / "run.json").exists() else {}
-    before = stored.get("precision") if isinstance(stored, dict) else None  # else it is refused where it is compared
-    return before or ("bf16" if has_bf16(device) else "fp32")
+    return (before or {}).get("precision") or ("bf16" if has_bf16(device) else "fp32")
 
 
 class _Job:

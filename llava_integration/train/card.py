@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from llava_integration.train.model import ModelConfig
-from vst.results.folders import atomic_path, read_json
+from vst.results.folders import atomic_path, begun_with
 from vst.tree.card import cell
 
 CARD = "README.md"
@@ -50,7 +50,7 @@ def language_model_of(model: ModelConfig) -> str | None:
     while start is not None and start not in seen:
         seen.add(start)
         try:
-            before = read_json(Path(start) / "run.json").get("model") or {}
+            before = (begun_with(start) or {}).get("model") or {}
             if before.get("llm"):
                 return str(before["llm"])
             start = before.get("start")

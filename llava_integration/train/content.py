@@ -22,7 +22,8 @@ from typing import Any, BinaryIO
 
 from llava_integration.train.data import DataConfig
 from llava_integration.train.model import ModelConfig
-from vst.results.folders import OVERWRITE, Run, read_json, write_json
+from vst.results.finished import as_written
+from vst.results.folders import Run, begun_with, read_json, write_json
 
 _TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "processor_config.json")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -60,16 +61,14 @@ def noted(
     noted, as it mixes with nothing any more and its files may be gone; one that was begun by a version that noted
     nothing has nothing to compare.
     """
-    file = folder / "run.json"
-    if not (resume and file.is_file()):
+    before = begun_with(folder) if resume else None
+    if before is None:
         return {**config, "content": content(model, data)}
-    before = read_json(file, OVERWRITE)
-    if not isinstance(before, dict):
-        raise ValueError(f"{file} holds no run's config (a JSON object); {OVERWRITE}.")
     if "content" not in before or (folder / "results.json").is_file():
         return {**config, **{key: before[key] for key in ("content",) if key in before}}
     compared = (folder / PICTURES).is_file() or not any(folder.glob("checkpoints/*"))
-    return _renamed(config, content(model, data), before, compared)
+    with as_written(folder / "run.json", "a training", "restore it, or give another folder"):
+        return _renamed(config, content(model, data), before, compared)
 
 
 def _renamed(
@@ -125,12 +124,14 @@ def check_pictures(run: Run, names: Iterable[str], images: str | None) -> None:
     if not file.is_file():
         write_json(file, found)
         return
-    before = read_json(file, "delete it, and the pictures are taken for those that the run was begun with")
+    advice = "delete it, and the pictures are taken for those that the run was begun with"
+    before = read_json(file, advice)
     if before != found:
+        with as_written(file, "a training", advice):
+            then = _told(before)
         raise ValueError(
             f"{run.folder} cannot be resumed because the pictures in {images} are not those that it was begun with "
-            f"({_told(before)} then, {_told(found)} now, compared by names and sizes): put those back, or give another "
-            "folder."
+            f"({then} then, {_told(found)} now, compared by names and sizes): put those back, or give another folder."
         )
 
 

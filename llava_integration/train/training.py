@@ -28,6 +28,7 @@ from llava_integration.train.start import ridge_start
 from vst.data.images import PICTURE_MB
 from vst.fit.allocator import keep_freed_memory
 from vst.fit.op_builds import clear_stale_locks
+from vst.results.finished import as_written, read_results
 from vst.results.folders import Run, read_json
 from vst.results.room import room_for
 from vst.tree.config import VSTConfig
@@ -120,7 +121,9 @@ def train(
         if main:
             shutil.rmtree(values["output_dir"], ignore_errors=True)  # left where it was stopped as it finished
             if not (folder / "loss.png").exists():
-                _draw(read_json(folder / "results.json")["results"].get("history", []), folder / "loss.png")
+                with as_written(path := folder / "results.json", "a training"):
+                    history = read_results(path, "a training").get("history", [])
+                _draw(history, folder / "loss.png")
             print(f"{out} is complete; nothing was done (--overwrite starts it again).")
         return
     try:

@@ -39,36 +39,37 @@ def test_values_that_are_others(tmp_path, read, said):
         read({"score": None, "rows": [], "name": "a"})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "3"])
-def test_a_damaged_environment_costs_no_run(tmp_path, text):
+@pytest.fixture
+def run(tmp_path):
+    """A run with one row, which no process holds."""
     run = Run(tmp_path / "run", {"a": 1})
     run.add({"score": 0.5}, "one")
     run.close()
+    return run
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3"])
+def test_a_damaged_environment_costs_no_run(run, text):
     run.path("environment.json").write_text(text)
     with pytest.warns(UserWarning, match=r"environment\.json is damaged .*written in its place"):
-        again = Run(tmp_path / "run", {"a": 1}, resume=True)
+        again = Run(run.folder, {"a": 1}, resume=True)
     assert read_json(again.finish({"b": 2}))["environment"]["python"]
     assert again.rows() == [{"score": 0.5}]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '"x"', '{"a": 1'])
-def test_a_damaged_config_is_named_and_nothing_is_lost(tmp_path, text):
-    run = Run(tmp_path / "run", {"a": 1})
-    run.add({"score": 0.5}, "one")
-    run.close()
+def test_a_damaged_config_is_named_and_nothing_is_lost(run, text):
     run.path("run.json").write_text(text)
     with pytest.raises(
         ValueError, match=r"run\.json .*; restore it, start the run again \(overwrite\), or give another"
     ):
-        Run(tmp_path / "run", {"a": 1}, resume=True)
+        Run(run.folder, {"a": 1}, resume=True)
     run.path("run.json").write_text('{"a": 1}')
-    assert Run(tmp_path / "run", {"a": 1}, resume=True).rows() == [{"score": 0.5}]
+    assert Run(run.folder, {"a": 1}, resume=True).rows() == [{"score": 0.5}]
 
 
 @pytest.mark.parametrize("row", [[], None, "x", 3])
-def test_a_row_that_is_no_object(tmp_path, row):
-    run = Run(tmp_path / "run", {"a": 1})
-    run.add({"score": 0.5}, "one")
+def test_a_row_that_is_no_object(run, row):
     run.path("rows/one.json").write_text(json.dumps({"ordinal": 0, "key": "one", "row": row}))
     with pytest.raises(ValueError, match=r"The row .*one\.json is damaged"):
         run.rows()

@@ -29,7 +29,7 @@ from vst.models.fields import checked, shown
 from vst.models.finite import not_finite
 from vst.models.vfm import VFM
 from vst.results.finished import as_written, read_results
-from vst.results.folders import OVERWRITE, Run, read_json
+from vst.results.folders import Run, begun_with
 from vst.results.progress import progress, track
 from vst.results.stopping import Stop, stopping
 from vst.tree.encoder import VSTEncoder
@@ -370,11 +370,8 @@ class _Fit:
 
 def _began_without_weights(folder: Path) -> bool:
     """Whether the run in a folder was begun by a version that noted no weights, and so has none to compare."""
-    path = folder / "run.json"
-    if not path.is_file():
-        return False
-    stored = read_json(path, OVERWRITE)
-    return isinstance(stored, dict) and "weights" not in stored  # else it is refused where it is compared
+    before = begun_with(folder)
+    return before is not None and "weights" not in before
 
 
 def _reasons(skipped: Mapping[str, str]) -> str:

@@ -34,7 +34,7 @@ PACKAGES = (
     "jsonargparse", "lmms_eval", "llava",
 )
 # fmt: on
-OVERWRITE = "restore it, start the run again (overwrite), or give another folder"
+_OVERWRITE = "restore it, start the run again (overwrite), or give another folder"
 _KEY = re.compile(r"[\w=+,@-][\w.=+,@-]{0,199}", re.ASCII)
 
 
@@ -136,6 +136,21 @@ def read_json(path: str | os.PathLike, advice: str = "restore it, or move it awa
         raise ValueError(f"{path} is nested too deeply; {advice}.") from error
     except ValueError as error:
         raise ValueError(f"{path} is no valid JSON ({error}); {advice}.") from error
+
+
+def begun_with(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """The config that a run in a folder was begun with; None where there is none.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        return None
+    stored = read_json(path, _OVERWRITE)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds no run's config (a JSON object); {_OVERWRITE}.")
+    return stored
 
 
 class Run:
@@ -265,11 +280,7 @@ class Run:
         return sorted(stored, key=lambda entry: (entry["ordinal"], entry["key"]))
 
     def _check_same_config(self) -> None:
-        path = self.path("run.json")
-        stored = read_json(path, OVERWRITE)
-        if not isinstance(stored, dict):
-            raise ValueError(f"{path} holds no run's config (a JSON object); {OVERWRITE}.")
-        before, now = _flat(stored), _flat(self.config)
+        before, now = _flat(begun_with(self.folder)), _flat(self.config)
         differences = [
             f"{key} ({_shown(before, key)} in the run, {_shown(now, key)} now)"
             for key in {**before, **now}

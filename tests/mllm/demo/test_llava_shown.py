@@ -1,11 +1,10 @@
 """Finished runs over language models whose results are not as they were written are named, whoever reads them."""
 
-import json
-
 import pytest
 import torch
 
-from llava_integration.demo.job import _precision
+from llava_integration.demo import job
+from llava_integration.demo.config import LlavaDemoConfig
 from llava_integration.evaluate.lmms.commands import evaluate
 from llava_integration.evaluate.sweep import RowConfig, sweep
 from vst.fit.precision import has_bf16
@@ -38,11 +37,26 @@ def test_results_that_are_not_as_they_were_written(tmp_path, monkeypatch, comman
     assert (out / "results.json").read_text() == text
 
 
-@pytest.mark.parametrize("text", ["[]", "3", '{"precision": null}'])
-def test_a_config_that_is_none_does_not_end_the_choice_of_a_precision(tmp_path, text):
-    """What is wrong with it is told where it is compared."""
+class Begun(Exception):
+    pass
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{"])
+def test_a_demo_whose_config_is_damaged_can_be_started_again(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(job, "_Job", lambda *_: (_ for _ in ()).throw(Begun))
+    with pytest.raises(Begun):
+        job.run_demo(tmp_path, LlavaDemoConfig())
+    before = (tmp_path / "run.json").read_text()
     (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json .*; restore it, start the run again \(overwrite\), or give"):
+        job.run_demo(tmp_path, LlavaDemoConfig())
+    with pytest.raises(Begun):
+        job.run_demo(tmp_path, LlavaDemoConfig(), resume=False, overwrite=True)
+    assert (tmp_path / "run.json").read_text() == before
+
+
+def test_a_precision_is_kept():
     device = torch.device("cpu")
-    assert _precision("auto", tmp_path, device) == ("bf16" if has_bf16(device) else "fp32")
-    (tmp_path / "run.json").write_text(json.dumps({"precision": "fp32"}))
-    assert _precision("auto", tmp_path, device) == "fp32"
+    for before in (None, {}, {"precision": None}):
+        assert job._precision("auto", before, device) == ("bf16" if has_bf16(device) else "fp32")
+    assert job._precision("auto", {"precision": "fp32"}, device) == "fp32"

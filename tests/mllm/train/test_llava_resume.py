@@ -171,6 +171,10 @@ def test_other_pictures_under_the_same_names_are_refused(kit, stopped):
     (kit.folder / "images" / "8.png").write_bytes((kit.folder / "images" / "9.png").read_bytes() + b"\0")
     with pytest.raises(ValueError, match=r"cannot be resumed because the pictures in .*images are not those.*names"):
         train(kit.model, kit.data, str(folder), FULL, **options, resume=True)
+    for text in ("[", "[]", "{}", '{"pictures": "many"}'):
+        (folder / "pictures.json").write_text(text)
+        with pytest.raises(ValueError, match=r"pictures\.json is .*; delete it, and the pictures are taken for those"):
+            train(kit.model, kit.data, str(folder), FULL, **options, resume=True)
 
 
 def test_pictures_staged_anew_and_everything_moved_goes_on_to_the_same(kit, stopped, tmp_path):
@@ -214,3 +218,8 @@ def test_a_run_that_was_stopped_as_it_finished_is_finished(kit, tmp_path):
     train(kit.model, kit.data, str(folder), **kit.options(steps=2), resume=True)
     assert (folder / "loss.png").is_file()
     assert not (folder / "checkpoints").exists()
+    (folder / "loss.png").unlink()
+    for text in ("[]", "{", '{"config": {}}', '{"results": 3}'):
+        (folder / "results.json").write_text(text)
+        with pytest.raises(ValueError, match=r"results\.json is .*; restore it, or move it away"):
+            train(kit.model, kit.data, str(folder), **kit.options(steps=2), resume=True)
