@@ -94,10 +94,10 @@ class VSTImageProcessor(BaseImageProcessor):
         return cls(size=config.image_size, image_mean=trunk.mean, image_std=trunk.std, cut=config.cut)
 
     @classmethod
-    def from_pretrained(cls, source: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As every image processor of transformers; one that differs from the tree beside it brings a warning."""
-        warn_beside(source)
-        return super().from_pretrained(source, **kwargs)
+        warn_beside(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def crop_size(self) -> dict[str, int]:
@@ -164,10 +164,10 @@ class VSTLlavaProcessor(LlavaProcessor):
     """transformers' LLaVA processor; what it would leave unread without a word is refused."""
 
     @classmethod
-    def from_pretrained(cls, source: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As every processor of transformers; one that differs from the tree beside it brings a warning."""
-        warn_beside(source)
-        return super().from_pretrained(source, **kwargs)
+        warn_beside(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any

@@ -173,9 +173,10 @@ class VSTVisionModel(PreTrainedModel):
         source = pretrained_model_name_or_path
         if source is not None and kwargs.get("state_dict") is None:
             where = {name: kwargs[name] for name in _WHERE if name in kwargs}
-            path = cached_file(source, WEIGHTS, _raise_exceptions_for_missing_entries=False, **where)
-            if path is not None:  # else weights of another form, which have no seal
-                check_seal(Path(path).parent)
+            options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, **where}
+            parts = [cached_file(source, part, **options) for part in (CONFIG, WEIGHTS)]
+            if all(parts):  # else weights of another form, which have no seal, or none at all
+                check_seal(Path(str(parts[0])).parent)
         read = super().from_pretrained(source, *args, **kwargs)
         warn_beside(source)
         return read

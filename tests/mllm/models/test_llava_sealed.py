@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel
 
-from llava_integration import VSTVisionModel
+from llava_integration import VSTImageProcessor, VSTVisionModel
 from vst.tree.saving import WEIGHTS
 
 
@@ -54,3 +54,22 @@ def test_weights_without_a_seal_are_read_as_they_are(tree_of, tmp_path):
     save_file(tensors, tmp_path / "tree" / WEIGHTS, metadata={"format": "pt"})
     read = VSTVisionModel.from_pretrained(tmp_path / "tree")
     torch.testing.assert_close(read.tree.state_dict()[name], tree.state_dict()[name] + 1)
+
+
+def test_a_tree_in_the_hubs_cache_is_looked_at_too(tree_of, tmp_path):
+    """The hub's own layout, by every reader, with the name given as transformers spells it."""
+    place = tmp_path / "models--owner--tree"
+    tree_of("dinov2", "clip").save_pretrained(place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    options = {"pretrained_model_name_or_path": "owner/tree", "cache_dir": tmp_path, "local_files_only": True}
+    readers = (AutoModel, VSTVisionModel)
+    for read in (*readers, AutoImageProcessor, VSTImageProcessor):
+        read.from_pretrained(**options)
+    weights = place / "snapshots" / ("0" * 40) / WEIGHTS
+    with safe_open(weights, "pt") as file:
+        name = min(file.keys())
+    flip(weights, name)
+    for read in readers:
+        with pytest.raises(ValueError, match="other numbers than were saved in 1 tensors"):
+            read.from_pretrained(**options)
