@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from llava_integration.train import options
+from vst.fit.config import MOST_RATE
 from vst.models.fields import Limits, check_fields, one_of
 
 LLM_TUNING = ("none", "full", "lora")
@@ -52,7 +53,7 @@ class TuneConfig:
         one_of(self.llm, "tune.llm", LLM_TUNING)
         one_of(self.start, "tune.start", ("random", "ridge"))
         limits: dict[str, Limits] = dict.fromkeys(("start_pictures", "lora_rank", "lora_alpha"), (1, 2**31))
-        rates: dict[str, Limits] = dict.fromkeys(("projector_lr", "stitch_lr"), (0, 1e30))
+        rates: dict[str, Limits] = dict.fromkeys(("projector_lr", "stitch_lr"), (0, MOST_RATE))
         check_fields(self, {**limits, **rates, "lora_dropout": (0, 1)}, prefix="tune.")
         if self.llm == "none" and not self.projector and not self.stitches:
             raise ValueError("tune trains nothing; set tune.projector, tune.stitches or tune.llm.")

@@ -1,8 +1,8 @@
 """Whether a folder of assets is still what was made: told by its files' times, and by their bytes where those moved.
 
-Looking at the files takes 0.1 s for ten thousand of them. Only where a size, a time or a place on the disk is another
-than at the last look are they read as a whole (2 GB take four seconds), and compared with what was made. What is known
-stands in ``digests.json`` beside the folders: ``ready.json`` is compared as a whole by versions that know no digests.
+To look at the files is cheap, to read them is not. Only where a size, a time or a place on the disk is another than at
+the last look are they read as a whole, and compared with what was made. What is known stands in ``digests.json`` beside
+the folders: ``ready.json`` is compared as a whole by versions that know no digests.
 """
 
 from __future__ import annotations

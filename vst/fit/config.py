@@ -13,7 +13,7 @@ from vst.fit.objectives import MATCHES, OBJECTIVES, closed_forms, fitting_object
 from vst.fit.similarity import Agreement
 from vst.models.fields import SEEDS, Limits, check_fields, known_options, mapping, number, one_of, shown
 
-_MOST_RATE = 1e30  # what a step multiplies has to fit a float32
+MOST_RATE = 1e30  # what a step multiplies has to fit a float32
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class FitConfig:
         least = ("calibration", "epochs", "batch_size", "heldout", "save_every", "limit", "picture_mb")
         limits: dict[str, Limits] = dict.fromkeys(least, (1, None))
         limits |= dict.fromkeys(("workers", "weight_decay", "penalty"), (0, None))
-        check_fields(self, {**limits, "cache_limit_gb": (1e-9, None), "seed": SEEDS, "lr": (None, _MOST_RATE)})
+        check_fields(self, {**limits, "cache_limit_gb": (1e-9, None), "seed": SEEDS, "lr": (None, MOST_RATE)})
         objective = OBJECTIVES[self.objective]
         if objective.closed_form and self.start != self.objective:
             raise ValueError(

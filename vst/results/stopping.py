@@ -113,16 +113,13 @@ def ending() -> Iterator[Callable[[str], None]]:
     if threading.current_thread() is threading.main_thread() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         caught = [s for s in SIGNALS if signal.getsignal(s) is signal.SIG_DFL]
 
-    def end(number: int, frame: Any) -> None:
-        raise _Ended(number)
-
     def advise(advice: str) -> None:
         global _advice
         _advice = advice
 
     advise("")
     for number in caught:
-        signal.signal(number, end)
+        signal.signal(number, _end)
     try:
         yield advise
     except KeyboardInterrupt as error:
@@ -138,6 +135,10 @@ def ending() -> Iterator[Callable[[str], None]]:
         _advice = before
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: Any) -> None:
+    raise _Ended(number)
 
 
 def goes_on(function: Callable[..., None]) -> Callable[..., None]:
@@ -156,7 +157,7 @@ def _in_child() -> None:
     if _listening:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for number in SIGNALS:  # a forked process, such as a loader's worker, has nothing to say
-        if getattr(signal.getsignal(number), "__qualname__", "").startswith("ending."):
+        if signal.getsignal(number) is _end:
             signal.signal(number, signal.SIG_DFL)
 
 
