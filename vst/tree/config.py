@@ -8,14 +8,14 @@ from typing import Any
 
 from vst.data.images import CUTS, ImageTransform
 from vst.models.fields import check_fields, mapping, name, one_of, shown, whole
-from vst.models.spec import MOST_DEPTH, VFMSpec
+from vst.models.spec import MOST_DEPTH, MOST_GRID, VFMSpec
 from vst.tree.fusion import FUSIONS, NORMALISE, Fusion
 from vst.tree.modules import ModuleMap
 from vst.tree.splits import Split, as_split, as_splits, split_label
 from vst.tree.stitches import StitchSpec
 
 MODEL_TYPE = "vst"
-MOST_GRID, MOST_BLOCKS, MOST_WEIGHTS, MOST_ANGLES = 1024, 4096, 2 * 10**11, 2**26  # what a config can ask memory for
+MOST_BLOCKS, MOST_WEIGHTS, MOST_ANGLES = 4096, 2 * 10**11, 2**26  # what a config can ask memory for
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vst.models.fields import as_list, mapping, shown, whole
@@ -69,15 +69,11 @@ def as_splits(value: Any, names: Sequence[str], what: str = "Splits") -> dict[st
 
 
 def _depths(value: Any, what: str) -> list[int]:
-    given = value
+    given = as_list(value)
     if isinstance(value, str):
         text = value.strip()
         given = [part.strip() for part in text.removeprefix("[").removesuffix("]").split(",")] if text else []
-    elif not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
-        given = [value]
     try:
-        if isinstance(given, (bytes, Mapping)):
-            raise ValueError
         return [int(d) if isinstance(d, str) and d.isdecimal() and len(d) < 9 else whole(d, what) for d in given]
     except ValueError:
         raise ValueError(
