@@ -178,3 +178,42 @@ def test_transform_is_a_value():
 def test_a_transform_out_of_range(changes, word):
     with pytest.raises(ValueError, match=word):
         ImageTransform(**{"size": 32, "mean": MEAN, "std": STD, **changes})
+
+
+def test_a_transform_takes_what_people_have(tmp_path):
+    image = photo()
+    image.save(tmp_path / "a.png")
+    want = SMALL(image)
+    for same in (np.asarray(image), tmp_path / "a.png", str(tmp_path / "a.png"), np.asarray(image)[:, ::-1][:, ::-1]):
+        torch.testing.assert_close(SMALL(same), want, atol=0, rtol=0)
+    batch = SMALL([image, np.asarray(image), tmp_path / "a.png"])
+    torch.testing.assert_close(batch, torch.stack([want] * 3), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        b"bytes",
+        5,
+        torch.zeros(3, 8, 8),
+        torch.zeros(8, 8, 3, dtype=torch.uint8),
+        np.zeros((8, 8), dtype=np.uint8),
+        np.zeros((3, 8, 8), dtype=np.uint8),
+        np.zeros((0, 8, 3), dtype=np.uint8),
+        np.zeros((8, 8, 3), dtype=np.float32),
+        {"image": 1},
+        [],
+        [photo(), None],
+    ],
+)
+def test_a_transform_refuses_the_rest_in_one_sentence(given):
+    with pytest.raises(ValueError, match="expected") as caught:
+        SMALL(given)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_transform_names_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UnreadableImage, match=r"gone.png: is missing"):
+        SMALL(tmp_path / "gone.png")

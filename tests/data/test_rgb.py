@@ -1,13 +1,17 @@
-"""A picture of any mode becomes RGB by a stated rule, against pixels known by construction."""
+"""A picture of any mode becomes RGB by a stated rule, or says why not, against pixels known by construction."""
 
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
-from pictures_kit import flat, photo
+import torch
+from pictures_kit import SMALL, flat, photo
 from PIL import Image
 
 from vst.data.images import open_image
+from vst.data.pictures import ImageSet, Skipped
 from vst.data.rgb import to_rgb
 
 
@@ -121,3 +125,121 @@ def test_to_rgb_leaves_the_picture_given_alone():
     before = image.tobytes()
     to_rgb(image)
     assert (image.mode, image.tobytes()) == ("RGBA", before)
+
+
+# --- numbers, odd modes and colour keys
+
+
+@pytest.mark.parametrize("factor", [1.0, 255.0])
+def test_numbers_with_a_point_have_one_of_two_ranges(tmp_path, factor):
+    """0..1 or 0..255; both are the picture that they were made from."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(grey.astype(np.float32) / 255 * np.float32(factor))
+    image.save(tmp_path / "a.tif")
+    image = open_image(tmp_path / "a.tif")
+    assert image.mode == "F"
+    np.testing.assert_array_equal(np.asarray(to_rgb(image))[..., 1], grey)
+    torch.testing.assert_close(ImageSet(tmp_path, {"a": SMALL})[0]["a"], SMALL(Image.fromarray(grey)), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "mode"),
+    [
+        ([0.0, float("nan")], "F"),
+        ([0.0, float("inf")], "F"),
+        ([-0.5, 0.5], "F"),
+        ([0.0, 256.0], "F"),
+        ([0.0, 65535.0], "F"),
+        ([-1, 5], "I"),
+        ([0, 65536], "I"),
+    ],
+)
+def test_numbers_of_no_known_range_are_told(tmp_path, numbers, mode):
+    image = Image.fromarray(np.array([numbers] * 2, dtype=np.float32 if mode == "F" else np.int32))
+    assert image.mode == mode
+    image.save(tmp_path / "a.tif")
+    skipped = ImageSet(tmp_path, {"a": SMALL})[0]
+    assert isinstance(skipped, Skipped)
+    assert "numbers from" in skipped.reason
+    assert "expected 0..1 or 0..255" in skipped.reason or "expected 0..255 or 0..65535" in skipped.reason
+    with pytest.raises(ValueError, match="numbers from"):
+        SMALL(image)
+
+
+def test_whole_numbers_of_32_bits():
+    """What an 8-bit picture holds is not taken for the darkest 256th of a 16-bit one."""
+    grey = np.arange(256, dtype=np.int32).reshape(16, 16)
+    np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(grey)))[..., 0], grey)
+    np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(grey * 257)))[..., 0], grey)
+    dark = Image.fromarray(grey.astype(np.uint16))  # 16 bits say their range themselves
+    assert np.asarray(to_rgb(dark)).max() == 1
+
+
+def test_every_mode_of_pillow_becomes_rgb_or_says_why():
+    base = photo()
+    grey = np.asarray(base.convert("L"))
+    alpha = Image.fromarray(np.full_like(grey, 255))
+    la = Image.merge("LA", [base.convert("L"), alpha])
+    for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "RGBX", "RGBa", "I", "F", "I;16"):
+        assert to_rgb(base.convert("L").convert(mode) if mode == "I;16" else base.convert(mode)).mode == "RGB", mode
+    for odd in (la, la.convert("La"), base.convert("P").convert("PA"), Image.fromarray(grey.astype(np.uint16))):
+        assert to_rgb(odd).mode == "RGB", odd.mode
+    np.testing.assert_array_equal(np.asarray(to_rgb(la))[..., 0], grey)
+    np.testing.assert_array_equal(np.asarray(to_rgb(la.convert("La")))[..., 0], grey)
+    assert "numbers" not in str(ImageSet([base.convert("PA")], {"a": SMALL})[0])
+
+
+def png(bits, colour, rows, key):
+    """A PNG with a colour key, written out: Pillow writes none of other than 8 bits."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    width = len(rows[0]) * 8 // bits // (3 if colour == 2 else 1)
+    head = struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*part) for part in ((b"IHDR", head), (b"tRNS", key), (b"IDAT", data), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_colour_key_of_any_depth_is_transparent(tmp_path, bits):
+    levels = np.arange(min(2**bits, 256)) * (257 if bits == 16 else 1)
+    grey = np.resize(levels, (4, 64))
+    digits = (grey[..., None] >> np.arange(bits)[::-1]) & 1
+    rows = [row.tobytes() for row in np.packbits(digits.reshape(4, -1).astype(np.uint8), axis=1)]
+    (tmp_path / "a.png").write_bytes(png(bits, 0, rows, struct.pack(">H", levels[1])))
+    want = np.where(grey == levels[1], 255, np.rint(grey * 255 / (2**bits - 1)))
+    np.testing.assert_array_equal(np.asarray(to_rgb(open_image(tmp_path / "a.png")))[..., 1], want)
+    np.testing.assert_array_equal(np.asarray(to_rgb(Image.open(tmp_path / "a.png")))[..., 1], want)
+
+
+def test_a_colour_key_of_16_bits(tmp_path):
+    colours = np.array([[[1000, 40000, 65535], [1000, 40000, 100]]], dtype=">u2")
+    (tmp_path / "a.png").write_bytes(png(16, 2, [colours.tobytes()], colours[0, 0].tobytes()))
+    found = np.asarray(to_rgb(open_image(tmp_path / "a.png")))[0]
+    np.testing.assert_array_equal(found[0], [255] * 3)
+    np.testing.assert_allclose(found[1], colours[0, 1] / 257, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_a_tiff_in_which_white_is_zero_is_turned(tmp_path, kind):
+    grey = np.arange(256).reshape(16, 16)
+    numbers = {"uint16": grey * 257, "float32": grey / np.float32(255)}.get(kind, grey).astype(kind)
+    Image.fromarray(numbers).save(tmp_path / "black.tif")
+    photometric = struct.pack("<HHI", 262, 3, 1)  # what zero means: 1 black, 0 white
+    data = (tmp_path / "black.tif").read_bytes()
+    assert data.count(photometric + b"\1\0") == 1
+    (tmp_path / "white.tif").write_bytes(data.replace(photometric + b"\1\0", photometric + b"\0\0"))
+    black, white = (np.asarray(to_rgb(open_image(tmp_path / f"{name}.tif")))[..., 0] for name in ("black", "white"))
+    np.testing.assert_array_equal(black, grey)
+    np.testing.assert_array_equal(white, 255 - grey)
+
+
+def test_numbers_of_8_bits_with_a_sign(tmp_path):
+    Image.fromarray(np.array([[0, 5], [127, 9]], dtype=np.uint8)).save(tmp_path / "a.tif", tiffinfo={339: 2})
+    Image.fromarray(np.array([[0, 5], [255, 9]], dtype=np.uint8)).save(tmp_path / "b.tif", tiffinfo={339: 2})
+    data = ImageSet(tmp_path, {"a": SMALL})
+    assert isinstance(data[0], dict)
+    assert "whole numbers from -1; expected 0..255" in data[1].reason
