@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 import torch
+from chat_kit import chatml_tokenizer, vicuna_tokenizer
 from PIL import Image
-from test_llava_chat import chatml_tokenizer, vicuna_tokenizer
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 

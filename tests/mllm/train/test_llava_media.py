@@ -196,7 +196,7 @@ def test_files_with_and_without_a_mark_of_order(folder, tmp_path, encoding, name
 
 
 def data_of_file(path):
-    from test_llava_chat import chatml_tokenizer
+    from chat_kit import chatml_tokenizer
     from test_llava_data import TOKENS, TRANSFORM
 
     return Conversations(DataConfig([str(path)]), chatml_tokenizer(), TRANSFORM, TOKENS)
