@@ -1,137 +1,20 @@
 """Conversations as tokens, against prompts written out by hand, tokens taken byte by byte, and LLaVA's own masking."""
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import CanineTokenizer, PreTrainedTokenizerFast
-
-from llava_integration.models.chat import (
-    IGNORED,
-    TEMPLATES,
-    VICUNA,
-    Encoded,
-    NothingToLearn,
-    chat_template,
-    encode,
-    multimodal_template,
+from chat_kit import (
+    SMOLLM2,
+    TEXTS,
+    VICUNA_V11,
+    byte_level,
+    chatml_tokenizer,
+    llama3_tokenizer,
+    llava_prompt,
+    talk,
+    vicuna_tokenizer,
 )
+from transformers import CanineTokenizer
 
-TEXTS = [
-    "What is in the picture? A cat on a mat, and two dogs.",
-    "system user assistant You are a helpful assistant. USER: ASSISTANT: How many are there?  There are two.",
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions.",
-    "Yes. No.\nOne\n\ntwo  three   four\n",
-] * 3
-
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou "
-    "are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + "
-    "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ "
-    "'<|im_start|>assistant\n' }}{% endif %}"
-)
-QWEN = """\
-{%- if messages[0]['role'] == 'system' %}
-    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
-{%- else %}
-    {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" \
-and not message.tool_calls) %}
-        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
-    {%- elif message.role == "assistant" %}
-        {{- '<|im_start|>' + message.role }}
-        {%- if message.content %}
-            {{- '\\n' + message.content }}
-        {%- endif %}
-        {%- for tool_call in message.tool_calls %}
-            {{- '\\n<tool_call>\\n{"name": "' }}
-            {{- tool_call.name }}
-            {{- '"}\\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
-VICUNA_V11 = (
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = "
-    "messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = 'A chat.' %}"
-    "{% endif %}{{ system_message }}{% for message in loop_messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if "
-    "message['role'] == 'user' %}{{ ' USER: ' + message['content'].strip() }}{% elif message['role'] == 'assistant' %}"
-    "{{ ' ASSISTANT: ' + message['content'].strip() + eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
-    "{{ ' ASSISTANT:' }}{% endif %}"
-)
-LLAMA3 = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
-    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ "
-    "'<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-# White space that Jinja treats by where it stands: a newline first, an indented block first, text before a block.
-ODD = [
-    "\n{% for m in messages %}{{ m.content }}{% endfor %}",
-    "\n\n  {% for m in messages %}\n {{ m.content }}\n  {% endfor %}\n",
-    "   {% for m in messages %}{{ m.content }}{% endfor %}",
-    "   {{ messages[0].content }}",
-    "{# a comment #}\n  {%- for m in messages %} {{ m.content }}{% endfor %}\n\n",
-    "start\n{% macro all() %}{% for m in messages %}{{ m.content }};{% endfor %}{% endmacro %}{{ all() }}",
-    "{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}{{ messages | length }}",
-]
-
-
-def byte_level(special, bos=None, trim=True, chat_template=None, **roles):
-    """A byte-level BPE tokenizer, as GPT-2, Qwen, SmolLM2 and Llama 3 have."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False))
-    core.add_special_tokens([AddedToken(token, special=True) for token in special])
-    steps = [processors.ByteLevel(trim_offsets=trim)]
-    if bos:
-        steps.append(processors.TemplateProcessing(f"{bos} $A", None, [(bos, core.token_to_id(bos))]))
-        roles["bos_token"] = bos
-    core.post_processor = processors.Sequence(steps)
-    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=chat_template, **roles)
-
-
-def chatml_tokenizer(chat_template=SMOLLM2, trim=True):
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
-    roles = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    return byte_level(special, trim=trim, chat_template=chat_template, **roles)
-
-
-def llama3_tokenizer():
-    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>"]
-    return byte_level(special, "<|begin_of_text|>", chat_template=LLAMA3, eos_token="<|eot_id|>")
-
-
-def vicuna_tokenizer(prepend="first", chat_template=VICUNA):
-    """A BPE tokenizer with byte fallback that puts <s> in front, as Llama and Vicuna have."""
-    special = ["<unk>", "<s>", "</s>"]
-    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
-    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend)])
-    every_byte = [f"<0x{i:02X}>" for i in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=520, special_tokens=special + every_byte, show_progress=False)
-    core.train_from_iterator(TEXTS, trainer)
-    core.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
-    core.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", core.token_to_id("<s>"))])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=chat_template
-    )
-
-
-def talk(*texts, system=None):
-    """Turns of user and assistant, by turns."""
-    head = [] if system is None else [{"role": "system", "content": system}]
-    return head + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-
+from llava_integration.models.chat import IGNORED, Encoded, NothingToLearn, encode
 
 # What the prompt looks like, as (text, learned), written out for each format.
 
@@ -216,125 +99,6 @@ TALKS = {
     "the same words": talk("Two.", "Two.", "Two.", "Two."),
     "unanswered": talk("How many?", "Two.", "Where?"),
 }
-
-
-# --- templates
-
-
-@pytest.mark.parametrize("template", [SMOLLM2, QWEN, VICUNA_V11, LLAMA3, VICUNA, *ODD])
-@pytest.mark.parametrize("generate", [False, True])
-def test_text_renders_as_before(template, generate):
-    tokenizer = chatml_tokenizer()
-    for messages in (talk("How many?"), talk(" Hi ", "Two. ", "Why?\n", system="Be brief."), talk("a", "b", "c")):
-        options = {"tokenize": False, "add_generation_prompt": generate}
-        before = tokenizer.apply_chat_template(messages, chat_template=template, **options)
-        after = tokenizer.apply_chat_template(messages, chat_template=multimodal_template(template), **options)
-        assert after == before
-
-
-@pytest.mark.parametrize("template", [SMOLLM2, QWEN, VICUNA_V11, LLAMA3, VICUNA, *ODD])
-def test_lists_render_as_their_text(template):
-    tokenizer = chatml_tokenizer()
-    as_text = talk("<image>\nWhat?", "A cat.", "<image>\n<image>\nAnd <image>\nhere?", "Two.", system="Be brief.")
-    as_lists = [
-        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "A "}, {"type": "text", "text": "cat."}]},
-        {
-            "role": "user",
-            "content": [
-                {"type": "image", "url": "a.jpg"},
-                {"type": "image"},
-                {"type": "text", "text": "And "},
-                {"type": "image"},
-                {"type": "text", "text": "here?"},
-            ],
-        },
-        {"role": "assistant", "content": "Two."},
-    ]
-    wrapped = multimodal_template(template)
-    assert multimodal_template(wrapped) == wrapped
-    options = {"tokenize": False, "add_generation_prompt": True}
-    expected = tokenizer.apply_chat_template(as_text, chat_template=template, **options)
-    assert tokenizer.apply_chat_template(as_lists, chat_template=wrapped, **options) == expected
-    both = tokenizer.apply_chat_template([as_lists, as_text], chat_template=wrapped, **options)
-    assert both == [expected, expected]
-
-
-def test_a_wrapped_template_keeps_other_keys_of_a_message():
-    calls = [{"name": "look"}, {"name": "zoom"}]
-    for content in (None, "", "Wait."):
-        messages = [*talk("Q"), {"role": "assistant", "content": content, "tool_calls": calls}]
-        plain, wrapped = (
-            chatml_tokenizer(template).apply_chat_template(messages, tokenize=False)
-            for template in (QWEN, multimodal_template(QWEN))
-        )
-        assert wrapped == plain
-        assert '"look"' in wrapped
-        assert '"zoom"' in wrapped
-    as_list = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
-    assert chatml_tokenizer(multimodal_template(QWEN)).apply_chat_template(as_list, tokenize=False) == plain
-    del messages[1]["content"]
-    shown = "{% for m in messages %}{{ m.content is defined }} {{ m.keys() | list }} {% endfor %}"
-    tokenizer = chatml_tokenizer(multimodal_template(shown))
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == (
-        "True ['role', 'content'] False ['role', 'tool_calls'] "
-    )
-
-
-def test_a_wrapped_template_survives_being_saved_and_refuses_what_it_cannot_write(tmp_path):
-    tokenizer = chatml_tokenizer(multimodal_template(QWEN))
-    tokenizer.save_pretrained(tmp_path)
-    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    assert multimodal_template(loaded.chat_template) == loaded.chat_template
-    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    text = loaded.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
-    assert text.endswith("<|im_start|>user\n<image>\nWhat?<|im_end|>\n")
-    with pytest.raises(Exception, match="type video, but must be image or text"):
-        loaded.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}], tokenize=False)
-
-
-def llava_prompt(turns):
-    """LLaVA's ``get_prompt`` of conv_vicuna_v1; a turn of None is the one to be answered."""
-    out, ends = TEXTS[2] + " ", [" ", "</s>"]
-    for i, text in enumerate(turns):
-        role = ("USER", "ASSISTANT")[i % 2]
-        out += f"{role}: {text}{ends[i % 2]}" if text else f"{role}:"
-    return out
-
-
-@pytest.mark.parametrize("turns", [["Q?"], ["<image>\nQ?", "An answer.", "R\n?"], ["a", "b", "c", "d", " e "]])
-def test_vicuna_is_llavas_prompt(turns):
-    tokenizer = vicuna_tokenizer()
-    prompt = tokenizer.apply_chat_template(talk(*turns), tokenize=False, add_generation_prompt=True)
-    assert prompt == llava_prompt([*turns, None])
-    whole = tokenizer.apply_chat_template(talk(*turns, "Fine."), tokenize=False)
-    assert whole == llava_prompt([*turns, "Fine."])
-    system = tokenizer.apply_chat_template(talk(*turns, system="Be brief."), tokenize=False)
-    assert system == llava_prompt(turns).replace(TEXTS[2], "Be brief.")
-
-
-def test_vicuna_ends_answers_with_the_tokenizers_own_end():
-    text = chatml_tokenizer(VICUNA).apply_chat_template(talk("Q", "A"), tokenize=False)
-    assert text.endswith("USER: Q ASSISTANT: A<|im_end|>")
-
-
-def test_chat_template_by_name_by_file_or_the_tokenizers_own(tmp_path):
-    own, none = chatml_tokenizer(), chatml_tokenizer(None)
-    assert chat_template(own) == SMOLLM2
-    assert chat_template(own, None) == SMOLLM2
-    assert chat_template(none, "vicuna") == chat_template(own, "vicuna") == VICUNA == TEMPLATES["vicuna"]
-    (tmp_path / "my.jinja").write_text("{{ 'é' }}\n", encoding="utf-8")
-    assert chat_template(own, str(tmp_path / "my.jinja")) == "{{ 'é' }}\n"
-    several = chatml_tokenizer({"default": LLAMA3, "tool_use": QWEN})
-    assert chat_template(several) == LLAMA3
-    none.name_or_path = "lmsys/vicuna-7b"
-    with pytest.raises(ValueError, match=r"7b has no chat template; give a name \(chatml, vicuna\) or the path of a"):
-        chat_template(none)
-    with pytest.raises(ValueError, match=r"'chatgpt', but must be a name \(chatml, vicuna\) or the path"):
-        chat_template(own, "chatgpt")
-    with pytest.raises(FileNotFoundError, match=r"nothing\.jinja"):
-        chat_template(own, str(tmp_path / "nothing.jinja"))
 
 
 # --- chat

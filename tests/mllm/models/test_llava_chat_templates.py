@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from test_llava_chat import chatml_tokenizer, talk, vicuna_tokenizer
+from chat_kit import chatml_tokenizer, talk, vicuna_tokenizer
 
 from llava_integration.models.chat import CHATML, IGNORED, TEMPLATES, chat_template, encode, multimodal_template
 from llava_integration.train.config import TuneConfig

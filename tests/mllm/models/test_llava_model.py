@@ -7,15 +7,13 @@ import sys
 import pytest
 import torch
 import transformers as t
-from conftest import FAMILIES
 from PIL import Image
 
 import llava_integration
-from llava_integration import VSTImageProcessor, VSTLlavaForConditionalGeneration, VSTVisionConfig, VSTVisionModel
+from llava_integration import VSTLlavaForConditionalGeneration
 from llava_integration.models.assemble import assemble
 from llava_integration.models.processing import image_tokens
 from vst import VSTEncoder
-from vst.data.images import CUTS
 from vst.tree.baseline import FullEncoders, FullTower
 from vst.tree.projector import ProjectorSpec
 
@@ -31,55 +29,6 @@ def inputs(processor, pictures, questions=None):
     questions = questions or ["what is it?"] * len(pictures)
     texts = [prompt(processor, q) for q in questions]
     return processor(images=list(pictures), text=texts, return_tensors="pt", padding=True, padding_side="left")
-
-
-@pytest.mark.parametrize("trunk", FAMILIES)
-def test_auto_classes_read_saved_trees(tree_of, trunk, tmp_path):
-    tree = tree_of(trunk, "dinov3", "clip")
-    tree.save_pretrained(tmp_path / "tree")
-    config = t.AutoConfig.from_pretrained(tmp_path / "tree")
-    assert isinstance(config, VSTVisionConfig)
-    assert config.tree_config() == tree.config
-    assert (config.hidden_size, config.image_size, config.num_image_tokens) == (32 + 48 + 48, tree.image_size, 16)
-    model = t.AutoModel.from_pretrained(tmp_path / "tree")
-    pixels = torch.randn(2, 3, tree.image_size, tree.image_size)
-    for split in tree.splits:
-        out = model(pixels, split=split, output_hidden_states=[-2], return_dict=True)
-        assert torch.equal(out.hidden_states[-2], tree(pixels, split=split))
-        assert torch.equal(out.last_hidden_state, out.hidden_states[-2])
-    model.save_pretrained(tmp_path / "again")
-    again = VSTEncoder.from_pretrained(tmp_path / "again")
-    assert again.config == tree.config
-    assert torch.equal(again(pixels), tree(pixels))
-
-
-def test_default_split_can_be_set_and_is_saved(tree_of, tmp_path):
-    model = VSTVisionModel.from_tree(tree_of())
-    pixels = torch.randn(1, 3, 56, 56)
-    model.split = 1
-    assert torch.equal(model(pixels).last_hidden_state, model.tree(pixels, split=1))
-    model.save_pretrained(tmp_path / "tree")
-    assert t.AutoModel.from_pretrained(tmp_path / "tree").split == 1
-    with pytest.raises(ValueError, match="holds no stitch at split 2"):
-        model.split = 2
-
-
-def test_a_default_split_by_branch_is_saved(tree_of, tmp_path):
-    tree, pixels, mixed = tree_of("dinov2", "clip", "siglip"), torch.randn(1, 3, 56, 56), {"clip": 1, "siglip": 3}
-    model = VSTVisionModel.from_tree(tree)
-    model.split = mixed
-    model.save_pretrained(tmp_path / "tree")
-    again = t.AutoModel.from_pretrained(tmp_path / "tree")
-    assert again.split == mixed
-    torch.testing.assert_close(again(pixels).last_hidden_state, tree(pixels, split=mixed))
-    turned = {"clip": 3, "siglip": 1}
-    torch.testing.assert_close(again(pixels, split=turned).last_hidden_state, tree(pixels, split=turned))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_tokens_come_in_the_dtype_of_the_weights(tree_of, dtype):
-    model = VSTVisionModel.from_tree(tree_of()).to(dtype)
-    assert model(torch.randn(1, 3, 56, 56)).last_hidden_state.dtype == dtype
 
 
 def llava(tree_of, lm, trunk="dinov2", projector=None, **options):
@@ -241,150 +190,10 @@ def test_the_picture_is_seen(tree_of, lm, pictures):
     assert not torch.allclose(one, two)
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_the_image_processor_is_the_trees_transform(tree_of, cut, tmp_path):
-    tree = tree_of(cut=cut)
-    picture = Image.effect_mandelbrot((90, 61), (-2, -1, 1, 1), 20).convert("RGBA")
-    processor = VSTImageProcessor.from_tree(tree.config)
-    expected = tree.transform()(picture)
-    assert torch.equal(processor(picture, return_tensors="pt")["pixel_values"][0], expected)
-    processor.save_pretrained(tmp_path)
-    again = t.AutoImageProcessor.from_pretrained(tmp_path)
-    assert torch.equal(again.preprocess([picture], return_tensors="pt")["pixel_values"][0], expected)
-    array = torch.from_numpy(__import__("numpy").array(picture.convert("RGB")))
-    same = again([array.permute(2, 0, 1)], return_tensors="np")["pixel_values"][0]
-    assert (torch.from_numpy(same) - tree.transform()(picture.convert("RGB"))).abs().max() < 1e-6
-
-
-# Options of transformers' image processors for a tree of 56 pixels that crops: what it does, and what it does not.
-AS_IT_DOES = [
-    {"size": 56}, {"size": {"height": 56, "width": 56}}, {"size": {"shortest_edge": 56}}, {"size": (56, 56)},
-    {"crop_size": {"height": 56, "width": 56}}, {"do_resize": True}, {"do_center_crop": True}, {"do_rescale": True},
-    {"do_normalize": True}, {"do_convert_rgb": True}, {"do_pad": False}, {"resample": Image.Resampling.BICUBIC},
-    {"rescale_factor": 1 / 255}, {"data_format": "channels_first"}, {"size": None}, {"disable_grouping": True},
-]  # fmt: skip
-OTHERWISE = [
-    {"size": 224}, {"size": {"height": 56, "width": 28}}, {"size": {"longest_edge": 56}}, {"size": "56"},
-    {"crop_size": {"height": 28, "width": 28}}, {"do_resize": False}, {"do_center_crop": False}, {"do_rescale": False},
-    {"do_normalize": False}, {"do_convert_rgb": False}, {"do_pad": True}, {"resample": Image.Resampling.NEAREST},
-    {"rescale_factor": 1.0}, {"data_format": "channels_last"}, {"image_mean": 3 * [0.0]}, {"image_std": 3 * [1.0]},
-    {"cut": "pad"}, {"do_something": True}, {"pad_size": {"height": 60, "width": 60}},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("options", AS_IT_DOES, ids=str)
-def test_options_that_say_what_the_image_processor_does_change_nothing(tree_of, pictures, options):
-    tree = tree_of()
-    processor = VSTImageProcessor.from_tree(tree.config)
-    expected = tree.transform()(pictures[0])
-    assert torch.equal(processor(pictures[0], return_tensors="pt", **options)["pixel_values"][0], expected)
-    given = {"image_mean": tree.config.trunk.mean, "image_std": tree.config.trunk.std, "size": 56} | options
-    if given["size"] is not None:
-        made = VSTImageProcessor(**given)
-        assert torch.equal(made(pictures[0], return_tensors="pt")["pixel_values"][0], expected)
-
-
-@pytest.mark.parametrize("options", OTHERWISE, ids=str)
-def test_other_preparations_are_refused_in_one_sentence(tree_of, pictures, options):
-    from llava_integration.hosts.images import HostImageProcessor
-
-    (name,) = options
-    config = tree_of().config
-    for processor in (VSTImageProcessor.from_tree(config), HostImageProcessor(config)):
-        with pytest.raises(ValueError, match=rf"^{name} is ") as error:
-            processor.preprocess(pictures[0], return_tensors="pt", **options)
-        assert "\n" not in str(error.value)
-    if name in ("cut", "image_mean", "image_std") or options == {"size": 224}:
-        assert VSTImageProcessor(**options).to_dict()  # a processor of one's own may do these
-        return
-    with pytest.raises(ValueError, match=rf"^{name} is "):
-        VSTImageProcessor(**({"size": 56} | options))
-
-
 def test_the_processor_hands_options_on(tree_of, lm, pictures):
     _, _, processor = llava(tree_of, lm)
     with pytest.raises(ValueError, match="do_normalize is False"):
         processor(images=pictures[0], text=prompt(processor), return_tensors="pt", do_normalize=False)
-
-
-def test_arrays_are_read_as_they_are_said_to_lie(tree_of):
-    tree = tree_of()
-    processor = VSTImageProcessor.from_tree(tree.config)
-    array = torch.randint(0, 256, (3, 40, 3), dtype=torch.uint8).numpy()  # either end could be the colours
-    seen = [
-        processor(array, input_data_format=order, return_tensors="pt")["pixel_values"][0]
-        for order in ("channels_first", "channels_last")
-    ]
-    pictures = (Image.fromarray(array.transpose(1, 2, 0).copy()), Image.fromarray(array))
-    for found, picture in zip(seen, pictures, strict=True):
-        assert torch.equal(found, tree.transform()(picture))
-    with pytest.raises(ValueError, match="device is meta"):
-        processor(array, input_data_format="channels_last", device="meta")
-    assert processor(array, input_data_format="channels_last", return_tensors="pt", device="meta")[
-        "pixel_values"
-    ].is_meta
-
-
-def test_what_a_tree_cannot_give_is_refused(tree_of):
-    model = VSTVisionModel.from_tree(tree_of())
-    pixels = torch.randn(1, 3, 56, 56)
-    tokens = model(pixels).last_hidden_state
-    for name, value in (("output_attentions", True), ("interpolate_pos_encoding", True), ("image_sizes", [[56, 56]])):
-        with pytest.raises(ValueError, match=f"{name} is .* leave it out"):
-            model(pixels, **{name: value})
-        assert torch.equal(model(pixels, **{name: None}).last_hidden_state, tokens)
-    out = model(pixels, return_dict=False, output_hidden_states=True, num_items_in_batch=torch.tensor(3))
-    assert isinstance(out, tuple)
-    assert torch.equal(out[0], tokens)
-
-
-def test_given_tensors_are_saved(tree_of, tmp_path):
-    tree = tree_of()
-    model = VSTVisionModel.from_tree(tree)
-    halved = {name: tensor / 2 for name, tensor in model.state_dict().items()}
-    model.save_pretrained(tmp_path / "tree", state_dict=halved, max_shard_size="5GB", variant=None)
-    again = t.AutoModel.from_pretrained(tmp_path / "tree").state_dict()
-    assert all(torch.equal(again[name], halved[name]) for name in halved)
-    with pytest.raises(ValueError, match="1 missing"):
-        model.save_pretrained(tmp_path / "tree", state_dict=dict(list(halved.items())[1:]))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_shard_size": "1KB"}, "max_shard_size is 1KB, but a tree is saved in one file"),
-        ({"variant": "fp16"}, "given variant"),
-        ({"safe_serialization": False}, "given safe_serialization"),
-        ({"distributed_checkpoint": True}, "given distributed_checkpoint"),
-        ({"overwrit": True}, "given overwrit"),
-        ({"repo_id": "someone/tree"}, "repo_id are for an upload only"),
-    ],
-)
-def test_saving_refuses_what_it_cannot_serve(tree_of, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message) as error:
-        VSTVisionModel.from_tree(tree_of()).save_pretrained(tmp_path / "tree", **options)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "tree").exists()
-
-
-def test_only_the_main_process_saves(tree_of, tmp_path):
-    VSTVisionModel.from_tree(tree_of()).save_pretrained(tmp_path / "tree", is_main_process=False)
-    assert not (tmp_path / "tree").exists()
-
-
-def test_a_tree_is_uploaded_as_it_was_saved(tree_of, tmp_path, monkeypatch):
-    import huggingface_hub
-
-    seen = []
-    repo = type("Repo", (), {"repo_id": "someone/tree"})
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **o: seen.append((name, o)) or repo)
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **o: seen.append(o))
-    model = VSTVisionModel.from_tree(tree_of())
-    model.save_pretrained(tmp_path / "tree", push_to_hub=True, private=True, commit_message="a tree", token="x")
-    assert seen[0] == ("tree", {"exist_ok": True, "private": True})
-    assert seen[1]["repo_id"] == "someone/tree"
-    assert seen[1]["commit_message"] == "a tree"
-    assert set(seen[1]["allow_patterns"]) == {path.name for path in (tmp_path / "tree").iterdir()}
 
 
 def test_nothing_of_an_earlier_model_in_shards_is_left(tree_of, lm, tmp_path):

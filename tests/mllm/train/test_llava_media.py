@@ -4,7 +4,18 @@ import gzip
 import json
 
 import pytest
-from test_llava_data import answers, data_of, folder, is_flat, reasons, record, users, written  # noqa: F401 (a fixture)
+from chat_kit import chatml_tokenizer
+from conversations_kit import (
+    TOKENS,
+    TRANSFORM,
+    answers,
+    colour_folder,  # noqa: F401 (the fixture folder)
+    data_of,
+    is_flat,
+    reasons,
+    record,
+    users,
+)
 
 from llava_integration.train.config import TuneConfig
 from llava_integration.train.data import Conversations, DataConfig
@@ -32,7 +43,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_media_under_another_key_are_told(folder, key):  # noqa: F811
+def test_media_under_another_key_are_told(folder, key):
     records = [record("Q", "first"), *({"conversations": [*ASKED], **more} for more in KEYS[key])]
     data = data_of(records, folder)
     assert len(data) == 1
@@ -40,7 +51,7 @@ def test_media_under_another_key_are_told(folder, key):  # noqa: F811
     assert reasons(data) == [(str(2 + i), told) for i in range(len(KEYS[key]))]
 
 
-def test_media_of_a_turn_are_told(folder):  # noqa: F811
+def test_media_of_a_turn_are_told(folder):
     turns = [{**ASKED[0], "image": "red.png"}, ASKED[1]]
     data = data_of([record("Q", "A"), {"conversations": turns}], folder)
     assert reasons(data) == [
@@ -49,7 +60,7 @@ def test_media_of_a_turn_are_told(folder):  # noqa: F811
     assert len(data_of([{"image": "red.png", "conversations": turns}], folder)) == 1
 
 
-def test_pictures_beside_those_that_are_read_are_told(folder):  # noqa: F811
+def test_pictures_beside_those_that_are_read_are_told(folder):
     for more in ({"images": ["red.png", "blue.jpg"]}, {"frames": ["blue.jpg"]}, {"images": [{"bytes": None}]}):
         data = data_of([record("Q", "A"), record("<image>\nQ", "B", image="red.png", **more)], folder)
         assert len(data) == 1
@@ -67,7 +78,7 @@ FACTS = [
 
 
 @pytest.mark.parametrize("more", FACTS)
-def test_facts_about_a_picture_or_none_leave_a_record_as_it_is(folder, more):  # noqa: F811
+def test_facts_about_a_picture_or_none_leave_a_record_as_it_is(folder, more):
     plain = {key: value for key, value in more.items() if key == "image"}
     with_facts, without = data_of([record("Q", "A", **more), record("Q", "A", **plain)], folder)
     assert with_facts["input_ids"].tolist() == without["input_ids"].tolist()
@@ -82,7 +93,7 @@ def test_facts_about_a_picture_or_none_leave_a_record_as_it_is(folder, more):  #
      "<speech>", "<start_of_image>", "<im_patch>"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["{}\nWhat?", "What is in {}?", "What?\n{}"])
-def test_tags_of_media_are_told(folder, tag, place):  # noqa: F811
+def test_tags_of_media_are_told(folder, tag, place):
     text = place.format(tag)
     data = data_of([record("Q", "A"), record(text, "B"), record(text, "B", image="red.png")], folder)
     assert len(data) == 1
@@ -95,12 +106,12 @@ def test_tags_of_media_are_told(folder, tag, place):  # noqa: F811
     ['<video src="a.mp4" controls></video>', "<video>\n<source>\n</video>", "What does `<video>` do?",
      "Explain the <audio> tag.", '<img src="a.png">', "<picture><source></picture>", "a <b> and <i>", "<frameset>"],
 )  # fmt: skip
-def test_code_that_looks_like_a_tag_stays_text(folder, text):  # noqa: F811
+def test_code_that_looks_like_a_tag_stays_text(folder, text):
     (sample,) = data_of([record(text, "A <video> tag.")], folder)
     assert users(sample) == [text]
 
 
-def test_media_of_any_turn_are_told_whatever_the_others_say(folder):  # noqa: F811
+def test_media_of_any_turn_are_told_whatever_the_others_say(folder):
     """Tables fill the keys that a turn lacks with null."""
     filled = record("Q", "A")
     filled["conversations"][0]["image"], filled["conversations"][1]["image"] = "red.png", None
@@ -121,7 +132,7 @@ def test_media_of_any_turn_are_told_whatever_the_others_say(folder):  # noqa: F8
 # --- names of pictures
 
 
-def test_a_whole_path_into_the_folder_is_taken_also_through_a_link(folder, tmp_path):  # noqa: F811
+def test_a_whole_path_into_the_folder_is_taken_also_through_a_link(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     linked, direct = tmp_path / "link" / "sub" / "green.png", folder / "sub" / "green.png"
     for images, name in ((folder, direct), (tmp_path / "link", linked), (tmp_path / "link", direct)):
@@ -135,13 +146,13 @@ def test_a_whole_path_into_the_folder_is_taken_also_through_a_link(folder, tmp_p
 @pytest.mark.parametrize(
     "name", ["https://example.org/a.jpg", "s3://b/a.jpg", "file:///a.jpg", "data:image/png;base64,"]
 )
-def test_an_address_is_told_as_one(folder, name):  # noqa: F811
+def test_an_address_is_told_as_one(folder, name):
     with pytest.raises(ValueError, match="names a picture by its address; only files in the folder"):
         data_of([record("Q", "A", image=name)], folder)
 
 
 @pytest.mark.parametrize("image", [0, False, {}, 1.5, True])
-def test_what_is_no_name_is_told(folder, image):  # noqa: F811
+def test_what_is_no_name_is_told(folder, image):
     with pytest.raises(ValueError, match="something else as image than a name"):
         data_of([record("Q", "A", image=image)], folder)
 
@@ -150,7 +161,7 @@ def test_what_is_no_name_is_told(folder, image):  # noqa: F811
 
 
 @pytest.mark.parametrize("answer", ["", " \n"])
-def test_an_empty_answer_is_not_learned(folder, answer):  # noqa: F811
+def test_an_empty_answer_is_not_learned(folder, answer):
     data = data_of([record("Q", "A"), record("Q", answer), record("Q", "A", "R", answer)], folder)
     assert [answers(sample) for sample in data] == ["A<|im_end|>"]
     assert reasons(data) == [(n, "has an empty answer, from which a model learns to be silent") for n in "23"]
@@ -161,7 +172,7 @@ def test_an_empty_answer_is_not_learned(folder, answer):  # noqa: F811
 # --- files
 
 
-def test_files_are_told_by_what_they_hold(folder, tmp_path):  # noqa: F811
+def test_files_are_told_by_what_they_hold(folder, tmp_path):
     records = [record("Q", "é"), record("Q", "B")]
     lines = "\n".join(json.dumps(r, ensure_ascii=False) for r in records)
 
@@ -187,7 +198,7 @@ def test_files_are_told_by_what_they_hold(folder, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "A.JSONL"])
-def test_files_with_and_without_a_mark_of_order(folder, tmp_path, encoding, name):  # noqa: F811
+def test_files_with_and_without_a_mark_of_order(folder, tmp_path, encoding, name):
     records = [record("Q", "é"), record("Q", "B")]
     lines = name.lower().endswith("l")
     text = "\r\n".join(json.dumps(r, ensure_ascii=False) for r in records) if lines else json.dumps(records)
@@ -196,16 +207,13 @@ def test_files_with_and_without_a_mark_of_order(folder, tmp_path, encoding, name
 
 
 def data_of_file(path):
-    from test_llava_chat import chatml_tokenizer
-    from test_llava_data import TOKENS, TRANSFORM
-
     return Conversations(DataConfig([str(path)]), chatml_tokenizer(), TRANSFORM, TOKENS)
 
 
 # --- before a run
 
 
-def test_a_survey_counts_and_warns(folder):  # noqa: F811
+def test_a_survey_counts_and_warns(folder):
     seen, text = record("<image>\nQ", "A", image="red.png"), record("Q", "A")
     blind, lost = record("Q", "A", images=["red.png"]), record("<image>\nQ", "A", image="lost.png")
     told, warnings = data_of([seen] * 30 + [text] * 10, folder).survey()
