@@ -13,6 +13,8 @@ from PIL import Image, ImageFile
 from vst import VSTEncoder
 from vst.models import checkpoints
 
+pytest.register_assert_rewrite("messages_kit")  # its asserts tell what they compared, as a test's own do
+
 FAMILIES = ("clip", "siglip", "dinov2", "dinov2_registers", "dinov3")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 NORMALISATION = {
