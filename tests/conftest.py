@@ -13,6 +13,9 @@ from PIL import Image, ImageFile
 from vst import VSTEncoder
 from vst.models import checkpoints
 
+# Tests import these by name before pytest takes them for plugins: their asserts are told as a test's own are.
+pytest.register_assert_rewrite("checkpoints_kit", "messages_kit")
+
 FAMILIES = ("clip", "siglip", "dinov2", "dinov2_registers", "dinov3")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 NORMALISATION = {

@@ -6,13 +6,10 @@ import pickle
 import pytest
 import torch
 from conftest import FAMILIES
+from tree_kit import pixels_of
 
 from vst import VSTEncoder, load_vfm
 from vst.tree.baseline import FullTower
-
-
-def pixels_of(tree, batch=2):
-    return torch.randn(batch, 3, tree.image_size, tree.image_size, generator=torch.Generator().manual_seed(0))
 
 
 def spoiled(module):

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
+from tree_kit import pixels_of
 
 from vst import VSTEncoder
 from vst.tree.splits import as_split, split_label
-
-
-def pixels_of(tree, batch=2, seed=0):
-    return torch.randn(batch, 3, tree.image_size, tree.image_size, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_split_by_branch_wherever_a_split_is_set(tree_of, tmp_path):
