@@ -1,4 +1,4 @@
-"""A tree against itself after saving: whole, pruned, in another precision, its stitches alone; what is damaged is named."""
+"""A tree against itself after saving: whole, pruned, in another precision, its stitches alone; damage is named."""
 
 import json
 import os
