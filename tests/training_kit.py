@@ -44,7 +44,6 @@ class Kit:
 
     def yaml(self, out, **changes):
         model = {k: v for k, v in asdict(self.model).items() if k in ("llm", "tower")}
-        model = {k: v for k, v in asdict(self.model).items() if k in ("llm", "tower")}
         values = {"model": model, "data": asdict(self.data), "out": str(out), "trainer": {"max_steps": 1}} | changes
         path = self.folder / "train.yaml"
         path.write_text(json.dumps(values))

@@ -5,6 +5,7 @@ import pytest
 from llava_integration.demo import job
 from vst.fit import processes
 from vst.parsing import command
+from vst.results.folders import begun_with
 
 
 @pytest.fixture
@@ -60,9 +61,9 @@ def test_the_language_demo_goes_on_in_the_precision_it_began_with(tmp_path, monk
     device = processes.torch.device("cpu")
     for has in (True, False):
         monkeypatch.setattr(job, "has_bf16", lambda device, has=has: has)
-        assert job._precision("auto", tmp_path / "new", device) == ("bf16" if has else "fp32")
-        assert job._precision("fp32", tmp_path / "new", device) == "fp32"
+        assert job._precision("auto", begun_with(tmp_path / "new"), device) == ("bf16" if has else "fp32")
+        assert job._precision("fp32", None, device) == "fp32"
     (tmp_path / "run.json").write_text('{"precision": "bf16"}')
-    assert job._precision("auto", tmp_path, device) == "bf16"
+    assert job._precision("auto", begun_with(tmp_path), device) == "bf16"
     with pytest.raises(ValueError, match="'fp16'; expected auto, fp32 or bf16"):
-        job._precision("fp16", tmp_path, device)
+        job._precision("fp16", None, device)
