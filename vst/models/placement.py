@@ -1,8 +1,9 @@
 """Weights that somebody else places: hooks on a model's modules bring them for a call and take them away after it.
 
 accelerate offloads a model so (``device_map`` of transformers): each module that holds tensors gets a hook around its
-``forward``. What reads a module's tensors without calling it has to ask for them, and a module that is handed to a
-call would be moved like any other input.
+``forward``. torch's FSDP keeps a part of each tensor in every process and gathers them around such calls. What reads a
+module's tensors without calling it has to ask for them, and a module that is handed to a call would be moved like any
+other input.
 """
 
 from __future__ import annotations
@@ -40,9 +41,17 @@ def _brought(module: nn.Module, hook: Any) -> Iterator[None]:
         hook.post_forward(module, None)
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which every process may hold a part; then all processes have to ask for it together."""
+    whole = getattr(tensor, "full_tensor", None)
+    return tensor if whole is None else whole()
+
+
 def hooked(module: nn.Module) -> bool:
-    """Whether any part of a module has its tensors placed by a hook."""
-    return any(hasattr(part, "_hf_hook") for part in module.modules())
+    """Whether a module's tensors are kept elsewhere or in parts, or somebody acts around the calls of any part of it."""
+    return any(hasattr(tensor, "full_tensor") for tensor in module.parameters()) or any(
+        hasattr(part, "_hf_hook") or part._forward_pre_hooks or part._forward_hooks for part in module.modules()
+    )
 
 
 def tensors_of(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
@@ -51,5 +60,5 @@ def tensors_of(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
     for path, part in module.named_modules():
         with placed(part):
             own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
-            out |= {f"{path}.{name}" if path else name: tensor.to(device) for name, tensor in own}
+            out |= {f"{path}.{name}" if path else name: gathered(tensor).to(device) for name, tensor in own}
     return out

@@ -7,7 +7,7 @@ A *depth* n always means "after n blocks": depth 0 is the stem's output, depth `
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -114,7 +114,7 @@ class VFM(nn.Module):
         x = self.patch_embed.proj(pixels.to(weight.dtype)).flatten(2).transpose(1, 2)
         if self.pos_embed is not None:
             x = x + self.pos_embed
-        prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         return self.norm_pre(torch.cat([*prefix, x], dim=1) if prefix else x)
 
     def run(self, x: Tensor, start: int, stop: int) -> Tensor:
@@ -123,17 +123,15 @@ class VFM(nn.Module):
         Raises:
             ValueError: a block that this (partial) model does not hold, or tokens of another model.
         """
-        source = self.spec.source
-        start, stop = whole(start, f"{source}: start"), whole(stop, f"{source}: stop")
-        if not self.start <= start <= stop <= self.stop:
+        return self(x, stop, start=start)
+
+    def _held(self, start: int, depths: Sequence[int]) -> None:
+        stop = max(depths)
+        if not self.start <= start <= min(depths) <= stop <= self.stop:
             raise ValueError(
                 f"{self.spec.source}: blocks {start} to {stop} were asked for, {self.start} to {self.stop} are held: "
                 "load the model with the blocks that are needed."
             )
-        check_tokens(self.spec, x)
-        for i in range(start, stop):
-            x = self._step(i, x)
-        return x
 
     def _step(self, i: int, x: Tensor) -> Tensor:
         block = self.blocks[str(i)]
@@ -150,10 +148,18 @@ class VFM(nn.Module):
         Raises:
             ValueError: a depth that is no whole number or not held, or none at all.
         """
-        return dict(self.walk(pixels, depths))
+        return self(pixels, as_list(depths))
 
     def walk(self, pixels: Tensor, depths: int | Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """:meth:`taps` one by one, ascending: (depth, tokens ``[B, T, D]``), each block run when it is asked for."""
+        x, at = pixels, None
+        for depth in self._wanted(depths):
+            x = self(x, depth, start=at)
+            at = depth
+            yield depth, x
+
+    def _wanted(self, depths: int | Iterable[int]) -> list[int]:
+        """Depths that a call asks for, ascending, each once."""
         what = f"{self.spec.source}: depth"
         wanted = sorted({whole(depth, what, (self.start, self.stop)) for depth in as_list(depths)})
         if not wanted:
@@ -161,26 +167,52 @@ class VFM(nn.Module):
                 f"{self.spec.source}: depths are {shown(depths)}; expected one or more, from {self.start} to "
                 f"{self.stop}."
             )
-        x, at = self(pixels, 0), 0  # a call, so that whoever places this model's tensors sees that they are needed
-        for depth in wanted:
-            x = self.run(x, at, depth)
-            at = depth
-            yield depth, x
+        return wanted
 
-    def forward(self, pixels: Tensor, stop: int | None = None) -> Tensor:
-        """All held blocks and the final norm: ``[B, 3, S, S]`` to ``[B, T, D]``.
+    def forward(
+        self,
+        x: Tensor,
+        depths: int | Sequence[int] | None = None,
+        *,
+        start: int | None = None,
+        features: bool = False,
+    ) -> Any:
+        """Pixels ``[B, 3, S, S]``, or tokens ``[B, T, D]`` at a depth, to tokens at one depth or several.
+
+        Whatever else this model offers is such a call, so that whoever hooks the calls of modules, to place their
+        tensors or to gather them, sees all that is computed.
 
         Args:
-            pixels: as the model's own preparation makes them; they are cast to the weights' dtype.
-            stop: give the output at this depth, before any norm, in place of all that is held; 0 is the stem's.
+            x: pixels as the model's own preparation makes them, which are cast to the weights' dtype; or tokens.
+            depths: give the output at this depth ``[B, T, D]``, before any norm (0 is the stem's), or at several, by
+                depth; None stands for all that is held, and the final norm.
+            start: depth that tokens are at; None says that ``x`` are pixels.
+            features: give patch tokens ``[B, N, D]`` alone, after the final norm where the model holds it.
+
+        Raises:
+            ValueError: pictures of another size, tokens of another model, a model that was built without its stem, or
+                a depth that is no whole number or not held, or none at all.
         """
-        if stop is not None:
-            stop = whole(stop, f"{self.spec.source}: stop")
-        x = self._stem(pixels)
-        if stop is not None:
-            return self.run(x, 0, stop) if stop else x
-        x = self.run(x, 0, self.stop)
-        return x if self.norm is None else self.norm(x)
+        source = self.spec.source
+        if start is None:
+            wanted = [self.stop] if depths is None else self._wanted(depths)
+            x, at = self._stem(x), 0
+        else:
+            at = whole(start, f"{source}: start")
+            stops = [self.stop] if depths is None else as_list(depths)
+            wanted = sorted({whole(depth, f"{source}: stop") for depth in stops})
+            self._held(at, wanted)
+            check_tokens(self.spec, x)
+        found: dict[int, Tensor] = {}
+        for depth in wanted:
+            for i in range(at, depth):
+                x = self._step(i, x)
+            found[depth], at = x, depth
+        if (features or depths is None) and self.norm is not None:
+            found = {depth: self.norm(x) for depth, x in found.items()}
+        if features:
+            found = {depth: x[:, self.spec.prefix :] for depth, x in found.items()}
+        return found if isinstance(depths, Sequence) else found[wanted[0]]
 
     def patches(self, x: Tensor) -> Tensor:
         """Drop the prefix tokens: ``[B, T, D]`` to ``[B, N, D]``."""
@@ -189,8 +221,7 @@ class VFM(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Patch tokens ``[B, N, D]`` of tokens ``[B, T, D]``, after the final norm where the model holds it."""
-        check_tokens(self.spec, x)
-        return self.patches(x if self.norm is None else self.norm(x))
+        return self.patches(x) if self.norm is None else self(x, self.stop, start=self.stop, features=True)
 
     def reset_parameters(self, seed: int = 0) -> VFM:
         """Random weights (normal, std 0.02, clipped at two), by ``seed`` and name; returns self.

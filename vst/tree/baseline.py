@@ -76,7 +76,7 @@ class FullEncoders(nn.Module):
         for name in dict.fromkeys(same.values()):
             model = self.models[name]
             with schedule.fork(name, pixels[name]):
-                made[name] = model.features(model.taps(pixels[name], [model.stop])[model.stop])
+                made[name] = model(pixels[name], model.stop, features=True)
         schedule.join(*made.values())
         return {name: made[first].to(pixels[name].device) for name, first in same.items()}
 

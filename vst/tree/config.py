@@ -70,12 +70,23 @@ class BranchConfig:
         Raises:
             ValueError: a split that this branch does not hold.
         """
-        if split not in self.splits:
-            raise ValueError(
-                f"Branch {self.name!r} holds no stitch at split {split}; it holds {list(self.splits)}: choose one of "
-                "these, or build and fit the tree with that split."
-            )
-        return self.enters[self.splits.index(split)]
+        return self.enters[self.splits.index(self.held(split))]
+
+    def held(self, split: int) -> int:
+        """A split that this branch holds, as the config says it.
+
+        While torch.compile traces, the number of a call is a symbol, and the config's own a constant.
+
+        Raises:
+            ValueError: a split that this branch does not hold.
+        """
+        for own in self.splits:
+            if own == split:
+                return own
+        raise ValueError(
+            f"Branch {self.name!r} holds no stitch at split {split}; it holds {list(self.splits)}: choose one of "
+            "these, or build and fit the tree with that split."
+        )
 
     def reads(self, split: int) -> int:
         """The trunk depth whose output the stitch reads for a split."""
@@ -245,9 +256,7 @@ class VSTConfig(TreeOptions):
             chosen = {name: split[name] for name in names}
         else:
             chosen = {b.name: split for b in self.branches}
-        for branch in self.branches:
-            branch.enter(chosen[branch.name])
-        return chosen
+        return {b.name: b.held(chosen[b.name]) for b in self.branches}
 
     def default_split(self) -> int | dict[str, int]:
         """``split`` if set, else the deepest that every branch holds, else each branch's own deepest."""

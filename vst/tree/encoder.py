@@ -10,16 +10,16 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vst.data.images import ImageTransform
 from vst.models import checkpoints
 from vst.models.fields import SEEDS, checked, known_options, shown, whole
 from vst.models.inputs import check_pixels
 from vst.models.placement import Lent
-from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
-from vst.tree.config import BranchConfig, VSTConfig
+from vst.tree.branch import Branch
+from vst.tree.config import VSTConfig
 from vst.tree.modules import ModuleMap
 from vst.tree.options import TreeArgs
 from vst.tree.saving import OnDisk
@@ -27,6 +27,7 @@ from vst.tree.schedule import IN_TURN, Schedule
 from vst.tree.splits import Split, as_split, several, split_label
 from vst.tree.stitches import Stitch
 
+MODES = ("fused", "walk", "taps", "from_taps")
 _OPTIONS = {f.name for f in fields(TreeArgs)} - {"trunk", "branches", "splits", "image_size"}
 
 
@@ -35,31 +36,6 @@ class Features(NamedTuple):
 
     tokens: Tensor
     map: Tensor
-
-
-class Branch(nn.Module):
-    """A branch: its stitches, new, one a split, and its tail.
-
-    Args:
-        config: of the branch. trunk: of the model whose tokens it is fed.
-        tail: the branch's model from its first entered block on at least.
-    """
-
-    def __init__(self, config: BranchConfig, trunk: VFMSpec, tail: VFM) -> None:
-        super().__init__()
-        self.config = config
-        self.stitches: ModuleMap[Stitch] = ModuleMap(
-            {str(split): config.stitch.build(trunk, config.spec, split) for split in config.splits}
-        )
-        self.tail = tail
-
-    def run_tail(self, tokens: Tensor, split: int) -> Tensor:
-        """Stitched tokens ``[B, T, D]`` through the tail's blocks (no norm)."""
-        return self.tail.run(tokens, self.config.enter(split), self.config.stop)
-
-    def forward(self, x: Tensor, split: int, trunk: VFM | Lent) -> Tensor:
-        """Trunk tokens at ``config.reads(split)`` to the branch's tokens ``[B, T, D]`` at depth ``stop``."""
-        return self.run_tail(self.stitches[str(split)](x, trunk), split)
 
 
 class VSTEncoder(OnDisk):
@@ -265,17 +241,22 @@ class VSTEncoder(OnDisk):
     ) -> list[dict[str, Tensor]]:
         """:meth:`branch_tokens` at several splits, the work of each branch handed to a scheduler.
 
-        The trunk runs once, depth by depth; where a branch leaves it, all that the branch does is done inside
-        ``schedule.fork``, before the trunk goes on.
+        The trunk runs once. With a schedule it does so depth by depth; where a branch leaves it, all that the branch
+        does is done inside ``schedule.fork``, before the trunk goes on.
 
         Args:
             pixels: ``[B, 3, S, S]``.
             splits: one or more.
             schedule: what runs the branches; by default in turn.
         """
+        return self(pixels, splits, mode="walk", schedule=schedule)
+
+    def _walk(self, pixels: Tensor, splits: Sequence[Split | None], schedule: Schedule) -> list[dict[str, Tensor]]:
         check_pixels(pixels)
         choices = [self.config.resolve(split) for split in several(splits)]
-        states = self.trunk.walk(pixels, self._depths(choices))
+        depths = sorted(self._depths(choices))
+        # In turn the trunk is called once, so that what places or gathers its weights around a call does so once.
+        states = self.trunk(pixels, depths).items() if schedule is IN_TURN else self.trunk.walk(pixels, depths)
         found = self._branches(states, choices, schedule)
         # Where branches are on other devices than the trunk, here they come together.
         return [{n: x.to(pixels.device, pixels.dtype) for n, x in tokens.items()} for tokens in found]
@@ -299,7 +280,7 @@ class VSTEncoder(OnDisk):
             for name, split in leaving.get(depth, ()):
                 branch = self.branches[name]
                 with schedule.fork(name, x):
-                    made[name, split] = branch.tail.features(branch(x, split, Lent(self.trunk)))
+                    made[name, split] = branch(x, split, Lent(self.trunk))
             if config.keep_trunk and depth == config.trunk_stop:
                 made[config.trunk_name, -1] = self.trunk.features(x)
         schedule.join(*made.values())
@@ -307,6 +288,9 @@ class VSTEncoder(OnDisk):
 
     def taps(self, pixels: Tensor, splits: Sequence[Split] | None = None) -> dict[int, Tensor]:
         """The trunk's tokens ``[B, T, D]`` by depth: what :meth:`from_taps` needs at some splits (default: all)."""
+        return self(pixels, splits, mode="taps")
+
+    def _taps(self, pixels: Tensor, splits: Sequence[Split] | None) -> dict[int, Tensor]:
         check_pixels(pixels)
         if splits is None:
             depths = {b.reads(s) for b in self.config.branches for s in b.splits} | self._depths([])
@@ -320,6 +304,9 @@ class VSTEncoder(OnDisk):
         Raises:
             ValueError: a split that is not held, or that needs a depth which was not given.
         """
+        return self(taps, split, mode="from_taps")
+
+    def _from_taps(self, taps: Mapping[int, Tensor], split: Split | None) -> dict[str, Tensor]:
         chosen, wanted = self.config.resolve(split), (self.trunk.tokens, self.config.trunk.width)
         if not isinstance(taps, Mapping):
             raise ValueError(f"taps is a {type(taps).__name__}; expected tokens by depth, as taps gives them.")
@@ -357,17 +344,29 @@ class VSTEncoder(OnDisk):
                 for name, x in self.branch_tokens(pixels, split).items()
             }
 
-    def forward(self, pixels: Tensor, split: Split | None = None) -> Tensor:
+    def forward(self, pixels: Any, split: Any = None, *, mode: str = "fused", schedule: Schedule = IN_TURN) -> Any:
         """Fused tokens ``[B, tokens, width]`` of pictures ``[B, 3, S, S]``, in the dtype of ``pixels``.
 
         Args:
             pixels: as :meth:`transform` makes them.
             split: one for all branches, one by branch name, or None for the default.
+            mode: ``fused``, or what the methods :meth:`walk`, :meth:`taps` and :meth:`from_taps` ask for under their
+                names, with their arguments: they are calls of the module too, so that whoever hooks those, to place
+                the tree's tensors or to gather them, sees all that is computed.
+            schedule: of :meth:`walk`.
 
         Raises:
-            ValueError: pictures of the wrong size, a split that is not held.
+            ValueError: pictures of the wrong size, a split that is not held, an unknown mode.
         """
-        return self.fuse(list(self.branch_tokens(pixels, split).values()))
+        if mode == "fused":
+            return self.fuse(list(self._walk(pixels, [split], IN_TURN)[0].values()))
+        if mode == "walk":
+            return self._walk(pixels, split, schedule)
+        if mode == "taps":
+            return self._taps(pixels, split)
+        if mode == "from_taps":
+            return self._from_taps(pixels, split)
+        raise ValueError(f"mode is {shown(mode)}; expected {', '.join(MODES)}.")
 
     def stitches(self) -> dict[tuple[str, int], Stitch]:
         """All stitches, by branch name and split."""

@@ -186,7 +186,7 @@ class Stitch(nn.Module):
         cls, patches = self.transform(x, trunk.model if isinstance(trunk, Lent) else trunk)
         parts = [] if cls is None else [cls]
         if self.learned is not None:
-            parts.append(self.learned.to(patches.dtype).expand(len(x), -1, -1))
+            parts.append(self.learned.to(patches.dtype).expand(x.shape[0], -1, -1))
         return torch.cat([*parts, patches], dim=1) if parts else patches
 
     def transform(self, x: Tensor, trunk: VFM) -> tuple[Tensor | None, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vst.models.placement import hooked, placed, tensors_of
+from vst.models.placement import gathered, hooked, placed, tensors_of
 from vst.models.spec import MOST_WIDTH, VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.modules import ModuleMap
@@ -63,7 +63,7 @@ class LoRA(Stitch):
         for name in self.adapted:
             product = self.factors[name.replace(".", "_")]()
             with placed(block.get_submodule(name)):
-                weight = block.get_parameter(f"{name}.weight").to(x.device)
+                weight = gathered(block.get_parameter(f"{name}.weight")).to(x.device)
             merged[f"{name}.weight"] = weight + (self.scale * product).to(weight.dtype)
         if hooked(block):  # its hooks would put the plain weights back in place of the merged ones
             merged = tensors_of(block, x.device) | merged
