@@ -143,6 +143,7 @@ class OnDisk(nn.Module):
         splits: int | Iterable[int] | Mapping[str, int | Iterable[int]] | None = None,
         dtype: torch.dtype | str | None = None,
         revision: str | None = None,
+        fold: bool = False,
     ) -> Tree:
         """Load a saved tree from a folder (no network) or a hub id.
 
@@ -152,12 +153,15 @@ class OnDisk(nn.Module):
             dtype: floating dtype to load into, itself or its name; default: as saved, and where several were saved the
                 smallest that holds them all.
             revision: of a hub id.
+            fold: for inference: the stitches' standardisation is folded into their linear layers (in float64, before any
+                cast), which gives the same tokens to rounding with fewer steps.
 
         Raises:
             FileNotFoundError: there is no tree there.
             ValueError: a damaged or foreign checkpoint, weights that are not finite, or a split that it does not hold.
         """
         kind = None if dtype is None else dtype_of(dtype)
+        checked(fold, bool, "fold")
         folder, whole = read_config(source, revision, weights=True)
         warn_preparation(folder, whole)
         config = whole if splits is None else whole.pruned(splits)
@@ -166,10 +170,13 @@ class OnDisk(nn.Module):
             tree = cls.skeleton(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items()}
             tree.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, possible, kind), strict=True, assign=True)
+            if fold:
+                _fold(tree, folder / WEIGHTS, possible)
         elif (folder / STITCHES).is_file():
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
             tree.load_state_dict(_read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
+            tree = tree.fold() if fold else tree  # type: ignore[attr-defined]
             tree = tree if kind is None else tree.to(kind)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
@@ -356,6 +363,20 @@ def _read_tensors(
         _check_finite(cast, f"As {dtype}, {path} has", ": load it in a dtype of a wider range, such as bfloat16")
         return cast
     return out
+
+
+def _fold(tree: Any, path: Path, possible: dict[str, torch.Size]) -> None:
+    """Fold stitches as they were saved, not as they were cast: digits that a cast drops would count more."""
+    for (name, split), stitch in tree.stitches().items():
+        prefix = f"branches.{name}.stitches.{split}."
+        wanted = {f"{prefix}{k}": v.shape for k, v in stitch.state_dict().items()}
+        kinds = {k: v.dtype for k, v in stitch.state_dict().items()}
+        saved = _read_tensors(path, wanted, possible, None)
+        stitch.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items()}, strict=True, assign=True)
+        stitch.fold()
+        cast = {k: v.to(kinds[k]) for k, v in stitch.state_dict().items()}
+        _check_finite(cast, f"Folded, the stitch {name} at {split} has", ": load the tree without fold")
+        stitch.load_state_dict(cast, strict=True, assign=True)
 
 
 @contextmanager

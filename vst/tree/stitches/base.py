@@ -26,7 +26,8 @@ from vst.models.fields import checked, hints_of, mapping, shown
 from vst.models.placement import Lent
 from vst.models.spec import VFMSpec
 from vst.models.vfm import VFM
-from vst.tree.ridge import RidgeFit, RidgeSums
+from vst.tree.ridge import RidgeSums
+from vst.tree.stitches.standardised import Standardised
 
 STITCHES: dict[str, type[Stitch]] = {}
 DEFAULT_STITCH = "mlp_skip"
@@ -113,36 +114,6 @@ class Calibration:
         self.images += len(x)
 
 
-class Standardised(nn.Module):
-    """``inner`` between standardised spaces: ``inner((x - x_mean) / x_std) * y_std + y_mean``."""
-
-    inner: Any
-    x_mean: Tensor
-    x_std: Tensor
-    y_mean: Tensor
-    y_std: Tensor
-
-    def __init__(self, inner: nn.Module, source_width: int, target_width: int) -> None:
-        super().__init__()
-        self.inner = inner
-        for name, width, value in (
-            ("x_mean", source_width, 0.0),
-            ("x_std", source_width, 1.0),
-            ("y_mean", target_width, 0.0),
-            ("y_std", target_width, 1.0),
-        ):
-            self.register_buffer(name, torch.full((width,), value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., Dx]`` to ``[..., Dy]``."""
-        return self.inner((x - self.x_mean) / self.x_std) * self.y_std + self.y_mean
-
-    def set_statistics(self, fit: RidgeFit) -> None:
-        """Take means and standard deviations from a fit."""
-        for name in ("x_mean", "x_std", "y_mean", "y_std"):
-            getattr(self, name).copy_(getattr(fit, name))
-
-
 class Stitch(nn.Module):
     """Base of all families; see the module's docstring for the contract.
 
@@ -210,6 +181,12 @@ class Stitch(nn.Module):
             mean = calibration.prefix_sum / max(calibration.images, 1)
             self.learned.copy_(torch.as_tensor(mean)[int(self.maps_cls) :])
         return None
+
+    def fold(self) -> None:
+        """The same map with fewer steps, for inference: see :meth:`Standardised.fold`."""
+        for module in self.modules():
+            if isinstance(module, Standardised):
+                module.fold()
 
     def macs(self, tokens: int) -> int:
         """Multiply-accumulates for one picture with ``tokens`` patch tokens (matrix products only).

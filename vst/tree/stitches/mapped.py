@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vst.models.spec import MOST_WIDTH, VFMSpec
 from vst.models.vfm import VFM
 from vst.tree.ridge import CLOSED_FORMS, RidgeFit
-from vst.tree.stitches.base import Calibration, Standardised, Stitch, register
+from vst.tree.stitches.base import Calibration, Stitch, register
+from vst.tree.stitches.standardised import Standardised
 
 
 class Mapped(Stitch):
@@ -130,6 +131,11 @@ class _Skip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) + self.bend(x)
+
+    def ends(self) -> tuple[list[nn.Linear], list[nn.Linear]]:
+        """Layers that tokens come into, and those that they go out of."""
+        first, _, last = self.bend
+        return [self.linear, first], [self.linear, last]
 
 
 def _two_layers(source: int, hidden: int, target: int) -> nn.Sequential:
