@@ -51,7 +51,7 @@ def test_errors_are_one_sentence(args, message):
 def test_without_a_command_the_known_ones_are_told(capsys):
     with pytest.raises(SystemExit):
         cli.main([])
-    assert "{fit,inspect,latency" in capsys.readouterr().err
+    assert "{fit,inspect,export,latency" in capsys.readouterr().err
 
 
 def test_unknown_options_are_refused(capsys):
@@ -61,7 +61,9 @@ def test_unknown_options_are_refused(capsys):
     assert "epoch" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["fit", "inspect", "latency", "throughput", "trunk", "recommend", "protocol", "demo"])
+@pytest.mark.parametrize(
+    "name", ["fit", "inspect", "export", "latency", "throughput", "trunk", "recommend", "protocol", "demo"]
+)
 def test_help_teaches(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])

@@ -1,4 +1,4 @@
-"""The command line: ``vst fit``, ``latency``, ``inspect``, ``trunk``, ``recommend``, ``protocol``, ``demo``."""
+"""The command line: ``vst fit``, ``inspect``, ``export``, ``latency``, ``trunk``, ``protocol``, ``demo`` and others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from vst.demo.config import DemoConfig
 from vst.demo.job import run_demo
+from vst.export.command import export
 from vst.fit.config import FitConfig
 from vst.fit.loop import fit_stitches
 from vst.fit.precision import usable_device
@@ -277,7 +278,7 @@ def _dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-COMMANDS = (fit, inspect, latency, throughput, trunk, recommend, protocol, demo)
+COMMANDS = (fit, inspect, export, latency, throughput, trunk, recommend, protocol, demo)
 
 
 def main(args: list[str] | None = None) -> None:

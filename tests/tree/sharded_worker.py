@@ -62,7 +62,8 @@ def main(folders):
                 assert found.keys() == wanted.keys()
                 assert all(torch.equal(found[name], x) for name, x in wanted.items()), (folder, how)
             again = gradients(tree, pixels)
-            assert again.keys() == slopes.keys() and slopes
+            assert again.keys() == slopes.keys()
+            assert slopes
             for name, slope in slopes.items():
                 torch.testing.assert_close(again[name], slope, msg=f"{folder} {how} {name}")
             if dist.get_rank() == 0:

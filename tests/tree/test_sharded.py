@@ -64,7 +64,7 @@ def everything(tree, pixels):
     taps = tree.taps(pixels)
     out = [tree(pixels, split=s) for s in tree.splits]
     out += [x for found in tree.sweep(pixels).values() for x in found.values()]
-    out += [x for x in tree.branch_tokens(pixels).values()] + [f.map for f in tree.features(pixels).values()]
+    out += list(tree.branch_tokens(pixels).values()) + [f.map for f in tree.features(pixels).values()]
     return out + [x for s in tree.splits for x in tree.from_taps(taps, s).values()]
 
 
@@ -98,7 +98,13 @@ def test_a_vfm_is_computed_in_calls(tree_of):
     def whole():
         taps = trunk.taps(pixels, [0, 2, 3])
         walked = dict(trunk.walk(pixels, [1, 3]))
-        return [*taps.values(), *walked.values(), trunk.embed(pixels), trunk.run(taps[2], 2, 3), trunk.features(taps[3])]
+        return [
+            *taps.values(),
+            *walked.values(),
+            trunk.embed(pixels),
+            trunk.run(taps[2], 2, 3),
+            trunk.features(taps[3]),
+        ]
 
     with torch.no_grad():
         wanted = whole()

@@ -48,7 +48,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a module's tensors are kept elsewhere or in parts, or somebody acts around the calls of any part of it."""
+    """Whether a module's tensors are kept elsewhere or in parts, or somebody acts around calls of a part of it."""
     return any(hasattr(tensor, "full_tensor") for tensor in module.parameters()) or any(
         hasattr(part, "_hf_hook") or part._forward_pre_hooks or part._forward_hooks for part in module.modules()
     )

@@ -13,8 +13,8 @@ from torch import Tensor
 from vst.measure.cost import Cost, tree_cost
 from vst.protocol.cells import Cell
 from vst.protocol.features import Models
-from vst.tree.config import BranchConfig, VSTConfig
 from vst.tree.branch import Branch
+from vst.tree.config import BranchConfig, VSTConfig
 from vst.tree.stitches import Stitch, StitchSpec
 
 

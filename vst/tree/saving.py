@@ -153,8 +153,8 @@ class OnDisk(nn.Module):
             dtype: floating dtype to load into, itself or its name; default: as saved, and where several were saved the
                 smallest that holds them all.
             revision: of a hub id.
-            fold: for inference: the stitches' standardisation is folded into their linear layers (in float64, before any
-                cast), which gives the same tokens to rounding with fewer steps.
+            fold: for inference: fold the stitches' standardisation into their linear layers, before any cast; the same
+                tokens to rounding with fewer steps.
 
         Raises:
             FileNotFoundError: there is no tree there.
@@ -176,7 +176,8 @@ class OnDisk(nn.Module):
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
             tree.load_state_dict(_read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
-            tree = tree.fold() if fold else tree  # type: ignore[attr-defined]
+            for stitch in tree.stitches().values() if fold else ():
+                stitch.fold()
             tree = tree if kind is None else tree.to(kind)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")

@@ -134,7 +134,9 @@ class _Skip(nn.Module):
 
     def ends(self) -> tuple[list[nn.Linear], list[nn.Linear]]:
         """Layers that tokens come into, and those that they go out of."""
-        first, _, last = self.bend
+        first, last = self.bend[0], self.bend[2]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
         return [self.linear, first], [self.linear, last]
 
 

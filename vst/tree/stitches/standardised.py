@@ -78,14 +78,16 @@ def ends(inner: nn.Module) -> tuple[Sequence[nn.Linear], Sequence[nn.Linear]] | 
     A linear layer is both, a sequence has its first and its last; any other map tells by a method ``ends``, whose
     second layers' outputs are added up.
     """
-    if hasattr(inner, "ends"):
-        return inner.ends()
+    told: Any = getattr(inner, "ends", None)
+    if told is not None:
+        return told()
     if isinstance(inner, nn.Sequential) and len(inner):
         first, last = inner[0], inner[-1]
     else:
         first = last = inner
-    both = isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-    return ([first], [last]) if both and first.bias is not None and last.bias is not None else None
+    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear) or first.bias is None or last.bias is None:
+        return None
+    return [first], [last]
 
 
 def _looked_at(module: Standardised, incompatible: Any) -> None:
