@@ -12,7 +12,7 @@ from vst.tree.splits import split_label
 
 def export(
     path: str,
-    out: str,
+    out: str = "runs/export",
     split: str | int | dict[str, int] | None = None,
     format: str = "onnx",
     dtype: str = "float32",
@@ -29,7 +29,7 @@ def export(
 
     Args:
         path: folder or hub id of a saved tree.
-        out: folder to write to: tree.onnx or tree.pt2, preprocessor_config.json, export.json. Input: pixels
+        out: folder to write: tree.onnx or tree.pt2, preprocessor_config.json, export.json. Input: pixels
             [batch, 3, S, S], any number of pictures a call; output: tokens [batch, tokens, width].
         split: which, one for all branches or one by branch name; default: the tree's own.
         format: onnx (needs the packages onnx and onnxscript, and onnxruntime for the comparison) or torch-export.

@@ -176,7 +176,7 @@ class OnDisk(nn.Module):
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
             tree.load_state_dict(_read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
-            for stitch in tree.stitches().values() if fold else ():
+            for _, stitch in _stitches(tree) if fold else ():
                 stitch.fold()
             tree = tree if kind is None else tree.to(kind)
         else:
@@ -366,17 +366,22 @@ def _read_tensors(
     return out
 
 
+def _stitches(tree: Any) -> list[tuple[str, Any]]:
+    """Stitches by the place that their tensors are saved under."""
+    return [(f"branches.{name}.stitches.{split}", s) for (name, split), s in tree.stitches().items()]
+
+
 def _fold(tree: Any, path: Path, possible: dict[str, torch.Size]) -> None:
     """Fold stitches as they were saved, not as they were cast: digits that a cast drops would count more."""
-    for (name, split), stitch in tree.stitches().items():
-        prefix = f"branches.{name}.stitches.{split}."
+    for place, stitch in _stitches(tree):
+        prefix = f"{place}."
         wanted = {f"{prefix}{k}": v.shape for k, v in stitch.state_dict().items()}
         kinds = {k: v.dtype for k, v in stitch.state_dict().items()}
         saved = _read_tensors(path, wanted, possible, None)
         stitch.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items()}, strict=True, assign=True)
         stitch.fold()
         cast = {k: v.to(kinds[k]) for k, v in stitch.state_dict().items()}
-        _check_finite(cast, f"Folded, the stitch {name} at {split} has", ": load the tree without fold")
+        _check_finite(cast, f"Folded, {place} has", ": load the tree without fold")
         stitch.load_state_dict(cast, strict=True, assign=True)
 
 
