@@ -136,8 +136,7 @@ class VSTVisionModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # What a device map may not cut: inside a model, positions and prefix tokens would be placed apart from the stem.
-    _no_split_modules = ["VFM", "Branch"]  # noqa: RUF012 (as the base class declares it)
+    _no_split_modules = VSTEncoder._no_split_modules
 
     def __init__(self, config: VSTVisionConfig) -> None:
         super().__init__(config)

@@ -161,7 +161,9 @@ class VFM(nn.Module):
     def _wanted(self, depths: int | Iterable[int]) -> list[int]:
         """Depths that a call asks for, ascending, each once."""
         what = f"{self.spec.source}: depth"
-        wanted = sorted({whole(depth, what, (self.start, self.stop)) for depth in as_list(depths)})
+        given = {whole(depth, what, (0, self.stop)) for depth in as_list(depths)}
+        # The stem's output is there whichever blocks are held.
+        wanted = sorted(at if at == 0 and self.has_stem else whole(at, what, (self.start, self.stop)) for at in given)
         if not wanted:
             raise ValueError(
                 f"{self.spec.source}: depths are {shown(depths)}; expected one or more, from {self.start} to "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ class FullEncoders(nn.Module):
     Raises:
         ValueError: models that are not the tree's.
     """
+
+    _no_split_modules: ClassVar[list[str]] = ["VFM"]
 
     def __init__(self, config: VSTConfig, models: Mapping[str, VFM]) -> None:
         super().__init__()

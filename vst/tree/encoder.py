@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ class VSTEncoder(OnDisk):
     Args:
         config: the tree. Weights are not initialised to anything useful here.
     """
+
+    # What a device map may not cut: inside a model, positions and prefix tokens would be placed apart from the stem.
+    _no_split_modules: ClassVar[list[str]] = ["VFM", "Branch"]
 
     def __init__(self, config: VSTConfig) -> None:
         super().__init__()

@@ -102,16 +102,19 @@ def test_a_language_models_tower_can_be_offloaded(tree_of, lm, pictures, tmp_pat
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8])
-@pytest.mark.parametrize("kind", ["llava", "tree", "full"])
+@pytest.mark.parametrize("kind", ["llava", "tree", "full", "the library's tree", "the library's models"])
 def test_no_border_inside_a_foundation_model(tree_of, lm, share, kind):
     """Blocks, position tables, prefix tokens and registers of one model are placed together."""
     tree = tree_of("dinov2_registers", "dinov3", "clip")
-    tower = FullTower.from_config(tree.config) if kind == "full" else tree
-    model = VSTVisionModel.from_tree(tower) if kind == "tree" else assemble(tower, *lm())[0]
+    tower = FullTower.from_config(tree.config) if kind in ("full", "the library's models") else tree
+    if kind.startswith("the library"):
+        model = tower
+    else:
+        model = VSTVisionModel.from_tree(tower) if kind == "tree" else assemble(tower, *lm())[0]
     total = sum(p.numel() * 4 for p in model.parameters())
     places = infer_auto_device_map(model, {0: int(total * share), 1: total}, list(model._no_split_modules))
     units = [".trunk", ".branches", ".models"]
-    for place in places:
+    for place in [f".{place}" for place in places]:
         for unit in units:
             if unit in place:
                 assert place.split(unit)[1].count(".") <= 1, place

@@ -25,7 +25,7 @@ class Standardised(nn.Module):
     def __init__(self, inner: nn.Module, source_width: int, target_width: int) -> None:
         super().__init__()
         self.inner = inner
-        self.folded = False  # whether the statistics are known to change nothing, so that they need not be applied
+        self.folded = False  # whether the statistics change nothing, and are not applied
         for name in _STATISTICS:
             width, value = (source_width if name.startswith("x") else target_width), float(name.endswith("std"))
             self.register_buffer(name, torch.full((width,), value))
@@ -36,6 +36,11 @@ class Standardised(nn.Module):
         if self.folded:
             return self.inner(x)
         return self.inner((x - self.x_mean) / self.x_std) * self.y_std + self.y_mean
+
+    def plain(self) -> bool:
+        """Whether the statistics change nothing."""
+        held = [(getattr(self, name), float(name.endswith("std"))) for name in _STATISTICS]
+        return not any(x.is_meta for x, _ in held) and all(bool((x == value).all()) for x, value in held)
 
     def set_statistics(self, fit: RidgeFit) -> None:
         """Take means and standard deviations from a fit."""
@@ -51,8 +56,11 @@ class Standardised(nn.Module):
         becomes ``(W / s) x + c - (W / s) a``, one that they go out of ``(t W) h + t c + b``. Computed in float64. A map
         whose ends are not known (see :func:`ends`) stays as it is.
         """
-        found = None if self.folded else ends(self.inner)
-        if found is None:
+        found = ends(self.inner)
+        if found is None or self.folded:
+            return
+        if self.plain():
+            self.folded = True
             return
         mean, std, y_mean, y_std = (getattr(self, name).double() for name in _STATISTICS)
         into, out = found
@@ -91,9 +99,5 @@ def ends(inner: nn.Module) -> tuple[Sequence[nn.Linear], Sequence[nn.Linear]] | 
 
 
 def _looked_at(module: Standardised, incompatible: Any) -> None:
-    """After a state dict was loaded: a saved map may have been folded."""
-    values = [getattr(module, name) for name in _STATISTICS]
-    known = not any(v.is_meta for v in values) and ends(module.inner) is not None
-    module.folded = known and all(
-        bool((v == float(name.endswith("std"))).all()) for name, v in zip(_STATISTICS, values, strict=True)
-    )
+    """After a state dict was loaded into a folded map: it may be one that was not."""
+    module.folded = module.folded and module.plain()
