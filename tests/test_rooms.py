@@ -21,7 +21,8 @@ BELOW = {
         "demo": {"measure", "fit", "tree", "models", "data", "results"},
         "trunk": {"demo", "measure", "fit", "tree", "models", "data", "results"},
         "protocol": {"demo", "measure", "fit", "tree", "models", "data", "results"},
-        "cli": {"protocol", "trunk", "demo", "measure", "fit", "tree", "models", "data", "results", "parsing"},
+        "bundle": {"demo", "tree", "models", "results", "parsing"},
+        "cli": {"bundle", "protocol", "trunk", "demo", "measure", "fit", "tree", "models", "results", "parsing"},
     },
     "llava_integration": {
         "hosts": set(),

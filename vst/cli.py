@@ -1,4 +1,4 @@
-"""The command line: ``vst fit``, ``latency``, ``inspect``, ``trunk``, ``recommend``, ``protocol``, ``demo``."""
+"""The command line: ``vst fit``, ``latency``, ``inspect``, ``trunk``, ``protocol``, ``demo``, ``bundle`` and others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vst.bundle.command import bundle, unbundle
 from vst.demo.config import DemoConfig
 from vst.demo.job import run_demo
 from vst.fit.config import FitConfig
@@ -277,7 +278,7 @@ def _dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-COMMANDS = (fit, inspect, latency, throughput, trunk, recommend, protocol, demo)
+COMMANDS = (fit, inspect, latency, throughput, trunk, recommend, protocol, demo, bundle, unbundle)
 
 
 def main(args: list[str] | None = None) -> None:
