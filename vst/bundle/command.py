@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import vst
@@ -69,6 +70,10 @@ def bundle(
             add_wheels(found, wheels or (), Path(folder), **options)  # type: ignore[arg-type]
             _show(found)
             manifest = write_bundle(out, found, for_, size, vst.__version__)
+    for archive in found.fetched:
+        archive.unlink(missing_ok=True)
+        with suppress(OSError):  # others lie there
+            archive.parent.rmdir()
     total = sum(part.size for part in manifest.parts)
     print(f"{out}: {len(manifest.parts)} part(s), {told(total)}, and manifest.json")
     print(f"Copy the folder over; there: vst unbundle {out.name}")

@@ -32,6 +32,7 @@ class Contents:
         members: the files. whole, assets, trees, sources, requirements: as in the manifest.
         rows: what is shown of each thing that was asked for: what, form, bytes (None where not known), place.
         notes: what the user should know.
+        fetched: archives that were fetched for the bundle alone, and are taken away once it is written.
     """
 
     members: list[Member] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Contents:
     requirements: list[str] = field(default_factory=list)
     rows: list[tuple[str, str, int | None, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    fetched: list[Path] = field(default_factory=list)
 
     def require(self, requirements: Iterable[str]) -> None:
         """Add requirements, each once."""

@@ -81,6 +81,7 @@ def add_recipes(into: Contents, kind: str, made: bool, dry: bool) -> None:
 def _take(into: Contents, recipe: Recipe, root: Path, form: str) -> str:
     """Add a folder's files in a form, or in the other one where the archives cannot be had; the form."""
     if form == "archives":
+        before = list((root / "archives").glob("*"))
         try:
             archives = fetch_archives(recipe)
         except RuntimeError as error:
@@ -96,6 +97,8 @@ def _take(into: Contents, recipe: Recipe, root: Path, form: str) -> str:
                 member(f"home/archives/{package.filename}", path, package.sha256)
                 for package, path in zip(recipe.packages, archives, strict=True)
             ]
+            if sound(recipe, root):  # else they are what it will be made from here
+                into.fetched += [path for path in archives if path not in before]
             return "archives"
     (folder,) = make_ready([recipe])
     if not sound(recipe, root):  # looks alone may have been compared

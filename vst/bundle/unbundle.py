@@ -56,9 +56,12 @@ def unbundle_folder(
     roots = {place: root.absolute() for place, root in roots.items()}
     placed = put_in_place(Path(folder), roots, overwrite=overwrite, show=show)
     for words, units in (("in place", placed.new), ("there already", placed.there)):
-        for unit in units:
+        for unit in (unit for unit in units if unit.target.exists()):  # archives go once they are used
             size = sum(member.size for member in unit.members.values())
             print(f"{words}: {unit.target} ({told(size)})")
+    for asset in placed.manifest.assets:
+        if asset.form == "archives" and is_made(asset, roots["home"]):
+            print(f"made already: {roots['home'] / asset.folder} ({told(asset.bytes)})")
     left, lacking = _make(placed.manifest.assets, roots["home"])
     _tell_next(placed.manifest, roots, left, lacking)
     if left:
