@@ -61,7 +61,9 @@ def test_unknown_options_are_refused(capsys):
     assert "epoch" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["fit", "inspect", "latency", "throughput", "trunk", "recommend", "protocol", "demo"])
+@pytest.mark.parametrize(
+    "name", ["fit", "inspect", "latency", "throughput", "trunk", "recommend", "protocol", "demo", "bundle", "unbundle"]
+)
 def test_help_teaches(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])

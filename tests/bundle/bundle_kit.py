@@ -16,6 +16,7 @@ from vst.bundle.manifest import Entry, Manifest
 from vst.bundle.parts import PartsWriter
 from vst.demo import assets
 
+ROOT = Path(__file__).parents[2]
 PACKED = {"grows": b"seed" * 500, "shrinks": b"many" * 5000}  # what the archives hold
 MADE = {"grows": random.Random(0).randbytes(12_000), "shrinks": b"few" * 100}  # what the folders do
 

@@ -187,7 +187,7 @@ def test_what_is_nothing_to_bundle_is_refused(tmp_path, word):
 
 
 def hub_with(cache, repository, files):
-    """Put files into a hub's cache as huggingface_hub does: blobs, a snapshot of links, and the name of the revision."""
+    """Put files into a hub's cache as huggingface_hub does: blobs, a snapshot of links, the revision's name."""
     top = cache / f"models--{repository.replace('/', '--')}"
     for folder in ("blobs", "refs", snapshot := f"snapshots/{'a' * 40}"):
         (top / folder).mkdir(parents=True)
