@@ -1,5 +1,6 @@
 """Unbundling where packages or the network are missing: by its path, as a module, and the demo after it."""
 
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 from bundle_kit import MADE, ROOT, bundle, toy
 
 from vst import cli
+from vst.bundle.unbundle import options
 from vst.demo import assets
 
 __all__ = ["toy"]
@@ -66,6 +68,13 @@ def test_as_a_module_without_the_command_lines_packages(toy, tmp_path):
     assert (tmp_path / "home/.cache/vst/shrinks/deep/content").read_bytes() == MADE["shrinks"]
     done = run(["-m", "vst", "unbundle", str(tmp_path / "out")], tmp_path, lacking, timeout=120)
     assert "needs jsonargparse" in done.stderr
+
+
+def test_its_options_are_those_of_the_command():
+    told = {name: p.default for name, p in inspect.signature(cli.unbundle).parameters.items() if name != "path"}
+    own = vars(options().parse_args(["FOLDER"]))
+    assert {**own, "overwrite": own["overwrite"] == "true"} == {"path": "FOLDER", **told}
+    assert options().parse_args(["FOLDER", "--overwrite"]).overwrite == "true"
 
 
 def test_archives_that_cannot_be_made_are_told(tmp_path, toy):

@@ -198,8 +198,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def main(words: list[str] | None = None) -> None:
-    """``vst unbundle`` without the packages of the command line."""
+def options() -> argparse.ArgumentParser:
+    """The options of :func:`main`, which are those of ``vst unbundle``."""
     parser = argparse.ArgumentParser(
         prog="python -m vst.bundle",
         description="Put a bundle that vst bundle wrote in place, check it, and say what is missing; as vst unbundle, "
@@ -220,7 +220,12 @@ def main(words: list[str] | None = None) -> None:
         choices=("true", "false"),
         help="replace what differs from the bundle",
     )
-    given = vars(parser.parse_args(words))
+    return parser
+
+
+def main(words: list[str] | None = None) -> None:
+    """``vst unbundle`` without the packages of the command line."""
+    given = vars(options().parse_args(words))
     with ending() as advise:
         advise(GOES_ON)
         try:
