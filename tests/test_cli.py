@@ -62,7 +62,11 @@ def test_unknown_options_are_refused(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["fit", "inspect", "export", "latency", "throughput", "trunk", "recommend", "protocol", "demo"]
+    "name",
+    [
+        *("fit", "inspect", "export", "latency", "throughput", "trunk", "recommend", "protocol", "demo"),
+        *("bundle", "unbundle"),
+    ],
 )
 def test_help_teaches(name, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -17,6 +17,7 @@ from llava_integration.evaluate.lmms.record import NAME
 from llava_integration.hosts.hooks import hooked
 from llava_integration.models.assemble import assemble, load
 from vst import VSTEncoder, cli
+from vst.bundle.unbundle import options
 from vst.fit.objectives import OBJECTIVES, fitting_objectives
 from vst.parsing import parse
 from vst.protocol.tasks import TASKS
@@ -192,6 +193,8 @@ def check_command(words):
         return True
     if words[:3] == ["python", "-m", "MODULE"]:
         return False
+    if words[1:3] == ["-m", "vst.bundle"] or words[1].endswith("vst/bundle"):
+        return bool(options().parse_args(words[words.index("FOLDER") :]))
     at = words.index("vst")
     assert words[:at] in ([], ["torchrun", "--nproc_per_node", "2", "-m"])
     return look_up(cli.COMMANDS, words[at + 1], words[at + 2 :])

@@ -22,18 +22,9 @@ BELOW = {
         "trunk": {"demo", "measure", "fit", "tree", "models", "data", "results"},
         "export": {"tree", "models", "results"},
         "protocol": {"demo", "measure", "fit", "tree", "models", "data", "results"},
+        "bundle": {"demo", "tree", "models", "results", "parsing"},
         "cli": {
-            "protocol",
-            "trunk",
-            "export",
-            "demo",
-            "measure",
-            "fit",
-            "tree",
-            "models",
-            "data",
-            "results",
-            "parsing",
+            *("bundle", "protocol", "trunk", "export", "demo", "measure", "fit", "tree", "models", "results", "parsing")
         },
     },
     "llava_integration": {

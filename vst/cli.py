@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vst.bundle.command import bundle, unbundle
 from vst.demo.config import DemoConfig
 from vst.demo.job import run_demo
 from vst.export.command import export
@@ -278,7 +279,7 @@ def _dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-COMMANDS = (fit, inspect, export, latency, throughput, trunk, recommend, protocol, demo)
+COMMANDS = (fit, inspect, export, latency, throughput, trunk, recommend, protocol, demo, bundle, unbundle)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 from vst.fit.processes import leave_group
 from vst.models.fields import shown
@@ -23,6 +23,12 @@ from vst.results.stopping import GOING_ON, ending
 _IMPORT = "import"
 
 Function = Callable[..., Any]
+Words = Annotated[list[str], "words"]
+"""Type of an option that is followed by one word or several, as in ``--for demo runs/demo/tree``.
+
+A parameter of this type that is named for a word of Python's own, with an underscore (``for_``), is an option without
+it.
+"""
 
 
 def command(function: Function, args: list[str] | None = None) -> None:
@@ -30,7 +36,7 @@ def command(function: Function, args: list[str] | None = None) -> None:
     parser = _add(_parser(), function)
     with _quiet_when_unread():
         with ending() as advise, _one_sentence():
-            values = _own(_read(parser, args).as_dict())
+            values = _own(_read(parser, args).as_dict(), function)
             advise(_how_to_go_on(function, values))
             function(**values)
         leave_group()
@@ -61,7 +67,7 @@ def run(functions: Sequence[Function], args: list[str] | None = None, **texts: s
         with ending() as advise, _one_sentence():
             parsed = parse(functions, args, **texts).as_dict()
             function = next(f for f in functions if f.__name__ == parsed["subcommand"])
-            values = _own(parsed[function.__name__])
+            values = _own(parsed[function.__name__], function)
             advise(_how_to_go_on(function, values))
             function(**values)
         leave_group()
@@ -220,10 +226,20 @@ def _add(parser: Any, function: Function) -> Any:
     switches = {name: p.default for name, p in given.items() if isinstance(p.default, bool)}
     first = next(iter(given.values()), None)
     positional = first is not None and first.name == "path" and first.default is inspect.Parameter.empty
-    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip=set(switches))
+    hints = get_type_hints(function, include_extras=True)
+    words = [name for name in given if hints.get(name) in (Words, Words | None)]
+    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={*switches, *words})
     told = {p.arg_name: p.description for p in parse_docstring(function.__doc__ or "").params}
+    for name in words:
+        needed = given[name].default is inspect.Parameter.empty
+        options = {"required": True} if needed else {"default": given[name].default}
+        parser.add_argument(
+            f"--{name.rstrip('_')}", type=str, nargs="+", action="extend", help=told.get(name), **options
+        )
     for name, default in switches.items():
-        parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=default, help=told.get(name))
+        parser.add_argument(
+            f"--{name.rstrip('_')}", action=ActionYesNo, nargs="?", default=default, help=told.get(name)
+        )
     return parser
 
 
@@ -236,9 +252,10 @@ def _add_import(parser: Any) -> None:
     parser.add_argument(f"--{_IMPORT}", type=str, default=None, metavar="MODULE", help=told)
 
 
-def _own(values: dict[str, Any]) -> dict[str, Any]:
-    """The function's own options."""
-    return _without_config({k: v for k, v in values.items() if k != _IMPORT})
+def _own(values: dict[str, Any], function: Function) -> dict[str, Any]:
+    """The function's own options, by the names of its parameters."""
+    names = {name.rstrip("_"): name for name in inspect.signature(function).parameters}
+    return _without_config({names.get(k, k): v for k, v in values.items() if k != _IMPORT})
 
 
 def _without_config(values: dict[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,11 @@ def _make_llm(archives: Sequence[Path], folder: Path) -> None:
 
 # Raise a version whenever its function would write something else, so that folders made earlier are made anew.
 _RECIPES = (
-    Recipe("smollm2-135m-instruct", (SMOLLM2,), 1, _make_llm),
+    Recipe("smollm2-135m-instruct", (SMOLLM2,), 1, _make_llm, 541_626_273, ("transformers>=5.6", "gguf>=0.10")),
     easy_vqa.RECIPE,
 )
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """How the language demo's own folders are made."""
+    return _RECIPES

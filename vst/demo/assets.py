@@ -121,12 +121,16 @@ class Recipe:
         version: of ``make``; another one than last time makes the folder anew.
         make: gets the archives in order and an empty folder to fill. What it needs on the way it may put beside that
             folder: the place is cleared afterwards.
+        bytes: about how many the folder holds once it is made; None where that is not known.
+        needs: requirements of Python packages that ``make`` imports and that the library alone does not bring.
     """
 
     folder: str
     packages: tuple[Package, ...]
     version: int
     make: Callable[[Sequence[Path], Path], None]
+    bytes: int | None = None
+    needs: tuple[str, ...] = ()
 
 
 def _make_clip(archives: Sequence[Path], folder: Path) -> None:
@@ -143,10 +147,15 @@ def _make_emoji(archives: Sequence[Path], folder: Path) -> None:
 
 
 _RECIPES = (
-    Recipe("dinov2-small-saliency", (DINOV2,), convert.VERSION, _make_dinov2),
-    Recipe("clip-vit-base-patch16", (CLIP,), convert.VERSION, _make_clip),
-    Recipe("emoji", (NOTO, TWEMOJI, FLUENT), emoji.VERSION, _make_emoji),
+    Recipe("dinov2-small-saliency", (DINOV2,), convert.VERSION, _make_dinov2, 88_250_950, ("onnx>=1.16",)),
+    Recipe("clip-vit-base-patch16", (CLIP,), convert.VERSION, _make_clip, 343_222_452, ("onnx>=1.16",)),
+    Recipe("emoji", (NOTO, TWEMOJI, FLUENT), emoji.VERSION, _make_emoji, 20_029_367),
 )
+
+
+def recipes() -> tuple[Recipe, ...]:
+    """How the demo's folders are made."""
+    return _RECIPES
 
 
 def home() -> Path:
@@ -210,7 +219,7 @@ def make_ready(recipes: Sequence[Recipe], quiet: bool = False) -> list[Path]:
         raise RuntimeError(f"{root} is a file, but the assets need a folder: give another by VST_HOME.")
     unseen = _unseen(recipes, root)
     if unseen and root.exists() and not os.access(root, os.W_OK | os.X_OK):  # nothing can be noted: all is read
-        if odd := [r.folder for r in unseen if not _sound(r, root)]:
+        if odd := [r.folder for r in unseen if not sound(r, root)]:
             raise RuntimeError(
                 f"{', '.join(odd)} in {root} is missing, or not what was made, and nothing can be written there: make "
                 "it writable, or give another folder by VST_HOME."
@@ -220,13 +229,23 @@ def make_ready(recipes: Sequence[Recipe], quiet: bool = False) -> list[Path]:
         console = Console(stderr=True, quiet=quiet)
         with _lock(root / "lock", console), _progress(console) as progress:
             for recipe in _unseen(recipes, root):  # looked at again: another process may have worked meanwhile
-                if _sound(recipe, root):
+                if sound(recipe, root):
                     remember(root / recipe.folder)
                     continue
-                if object_in(root / _READY).get(recipe.folder, {}).items() >= _sources(recipe).items():
+                if object_in(root / _READY).get(recipe.folder, {}).items() >= made_from(recipe).items():
                     console.print(f"{root / recipe.folder} is not what was made any more: it is made anew.")
                 _make(recipe, root, progress)
     return [root / recipe.folder for recipe in recipes]
+
+
+def fetch_archives(recipe: Recipe, quiet: bool = False) -> list[Path]:
+    """Paths of a recipe's archives, each as :func:`fetch` gives it; nothing is made of them.
+
+    Raises:
+        RuntimeError: as for :func:`fetch`.
+    """
+    with _progress(Console(stderr=True, quiet=quiet)) as progress:
+        return [fetch(package, progress) for package in recipe.packages]
 
 
 def fetch(package: Package, progress: Progress) -> Path:
@@ -336,17 +355,17 @@ def _make(recipe: Recipe, root: Path, progress: Progress) -> None:
         made_of = contents(target)
         show_size(f"{made_of['bytes'] / 1e6:.0f} MB")
     remember(target)
-    write_json(root / _READY, object_in(root / _READY) | {recipe.folder: _sources(recipe) | made_of})
+    write_json(root / _READY, object_in(root / _READY) | {recipe.folder: made_from(recipe) | made_of})
     for archive in archives:
         archive.unlink()
     if not any((root / "archives").iterdir()):
         (root / "archives").rmdir()
 
 
-def _sound(recipe: Recipe, root: Path) -> bool:
+def sound(recipe: Recipe, root: Path) -> bool:
     """Whether a folder is there, was made from these archives by this converter, and holds what was made."""
     folder = root / recipe.folder
-    return object_in(root / _READY).get(recipe.folder) == _sources(recipe) | contents(folder) and unchanged(folder)
+    return object_in(root / _READY).get(recipe.folder) == made_from(recipe) | contents(folder) and unchanged(folder)
 
 
 def _unseen(recipes: Sequence[Recipe], root: Path) -> list[Recipe]:
@@ -355,11 +374,12 @@ def _unseen(recipes: Sequence[Recipe], root: Path) -> list[Recipe]:
     return [
         r
         for r in recipes
-        if ready.get(r.folder) != _sources(r) | contents(root / r.folder) or not looked_at(root / r.folder)
+        if ready.get(r.folder) != made_from(r) | contents(root / r.folder) or not looked_at(root / r.folder)
     ]
 
 
-def _sources(recipe: Recipe) -> dict[str, Any]:
+def made_from(recipe: Recipe) -> dict[str, Any]:
+    """What a folder is made from, as it stands in ``ready.json``: the version of ``make`` and the archives' SHA-256."""
     return {"version": recipe.version, "archives": {p.filename: p.sha256 for p in recipe.packages}}
 
 

@@ -29,10 +29,15 @@ def _make(archives: Sequence[Path], folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
+def recipes() -> tuple[Recipe, ...]:
+    """How its folder is made."""
+    return (Recipe("fashion-mnist", (FASHION,), 1, _make),)
+
+
 def prepare_fashion(quiet: bool = False) -> Path:
     """Folder of the four IDX files; 31 MB are fetched once.
 
     Raises:
         RuntimeError: apt-get or dpkg-deb is missing or fails, or the archive is not the pinned one.
     """
-    return make_ready([Recipe("fashion-mnist", (FASHION,), 1, _make)], quiet)[0]
+    return make_ready(recipes(), quiet)[0]

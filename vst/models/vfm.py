@@ -96,8 +96,6 @@ class VFM(nn.Module):
         return self(pixels, 0)
 
     def _stem(self, pixels: Tensor) -> Tensor:
-        if not self.has_stem:
-            raise ValueError(f"{self.spec.source} was built without its stem and cannot see pixels: feed it tokens.")
         side = self.image_size
         check_pixels(pixels)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, side, side):
@@ -197,6 +195,8 @@ class VFM(nn.Module):
         """
         source = self.spec.source
         if start is None:
+            if not self.has_stem:
+                raise ValueError(f"{source} was built without its stem and cannot see pixels: feed it tokens.")
             wanted = [self.stop] if depths is None else self._wanted(depths)
             x, at = self._stem(x), 0
         else:

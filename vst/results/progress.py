@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ class Progress:
         self._began = self._said = time.monotonic()
         self._bar = None
         self._at_start = 0
-        if show and sys.stderr.isatty():
+        if show and sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Rich

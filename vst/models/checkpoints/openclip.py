@@ -40,7 +40,7 @@ _BLOCK = {
 
 def describe(name: str) -> VFMSpec:
     """Spec of ``open_clip:ARCH/TAG``; the model is built without memory for its weights."""
-    return from_visual(_build(name, weights=False), f"open_clip:{name}", _tag_config(name))[0]
+    return from_visual(_build(name, weights=False), f"open_clip:{name}", tag_config(name))[0]
 
 
 def read(name: str, spec: VFMSpec, parts: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def read(name: str, spec: VFMSpec, parts: Mapping[str, Any]) -> dict[str, Tensor
             f"open_clip:{name} names no weights; write open_clip:{name}/TAG "
             f"({', '.join(_open_clip().list_pretrained_tags_by_model(name)) or 'it has no tags'}), or pretrained=False."
         )
-    return from_visual(_build(name, weights=True), f"open_clip:{name}", _tag_config(name))[1]
+    return from_visual(_build(name, weights=True), f"open_clip:{name}", tag_config(name))[1]
 
 
 def from_visual(visual: Any, source: str, config: Mapping[str, Any] | None = None) -> tuple[VFMSpec, dict[str, Tensor]]:
@@ -153,7 +153,7 @@ def _open_clip() -> Any:
     return open_clip
 
 
-def _tag_config(name: str) -> dict[str, Any]:
+def tag_config(name: str) -> dict[str, Any]:
     """The tag's entry in open_clip's table; checks architecture and tag."""
     open_clip = _open_clip()
     architecture, _, tag = name.partition("/")
@@ -171,7 +171,7 @@ def _tag_config(name: str) -> dict[str, Any]:
 
 
 def _build(name: str, *, weights: bool) -> nn.Module:
-    config, open_clip = _tag_config(name), _open_clip()
+    config, open_clip = tag_config(name), _open_clip()
     architecture, _, tag = name.partition("/")
     options: dict[str, Any] = {"pretrained_hf": False, "force_quick_gelu": bool(config.get("quick_gelu"))}
     with warnings.catch_warnings():
