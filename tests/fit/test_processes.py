@@ -2,10 +2,8 @@
 
 import pytest
 
-from llava_integration.demo import job
 from vst.fit import processes
 from vst.parsing import command
-from vst.results.folders import begun_with
 
 
 @pytest.fixture
@@ -55,15 +53,3 @@ def test_commands_leave_when_they_are_done_and_not_when_they_fail(group):
     assert group == []
     command(ends, [])
     assert group == ["barrier", "destroyed"]
-
-
-def test_the_language_demo_goes_on_in_the_precision_it_began_with(tmp_path, monkeypatch):
-    device = processes.torch.device("cpu")
-    for has in (True, False):
-        monkeypatch.setattr(job, "has_bf16", lambda device, has=has: has)
-        assert job._precision("auto", begun_with(tmp_path / "new"), device) == ("bf16" if has else "fp32")
-        assert job._precision("fp32", None, device) == "fp32"
-    (tmp_path / "run.json").write_text('{"precision": "bf16"}')
-    assert job._precision("auto", begun_with(tmp_path), device) == "bf16"
-    with pytest.raises(ValueError, match="'fp16'; expected auto, fp32 or bf16"):
-        job._precision("fp16", None, device)

@@ -1,13 +1,12 @@
 """Finished runs over language models whose results are not as they were written are named, whoever reads them."""
 
 import pytest
-import torch
 
 from llava_integration.demo import job
 from llava_integration.demo.config import LlavaDemoConfig
 from llava_integration.evaluate.lmms.commands import evaluate
 from llava_integration.evaluate.sweep import RowConfig, sweep
-from vst.fit.precision import has_bf16
+from vst.results.folders import read_json
 
 ROWS = {"a": RowConfig("one", "a-{seed}"), "b": RowConfig("full", "b-{seed}")}
 BAD = [
@@ -55,8 +54,28 @@ def test_a_demo_whose_config_is_damaged_can_be_started_again(tmp_path, monkeypat
     assert (tmp_path / "run.json").read_text() == before
 
 
-def test_a_precision_is_kept():
-    device = torch.device("cpu")
-    for before in (None, {}, {"precision": None}):
-        assert job._precision("auto", before, device) == ("bf16" if has_bf16(device) else "fp32")
-    assert job._precision("auto", {"precision": "fp32"}, device) == "fp32"
+@pytest.mark.parametrize("here", [True, False])
+def test_a_demo_goes_on_in_the_precision_it_began_with(tmp_path, monkeypatch, here):
+    """Whatever device it goes on on; a new one, and one that is started again, takes what the device has."""
+    taken = []
+
+    def begin(run, config, device):
+        taken.append((config.precision, read_json(run.path("run.json"))["precision"]))
+        raise Begun
+
+    def runs(has, **options):
+        monkeypatch.setattr(job, "has_bf16", lambda device: has)
+        with pytest.raises(Begun):
+            job.run_demo(tmp_path, LlavaDemoConfig(**options.pop("config", {})), **options)
+        (precision, written) = taken.pop()
+        assert precision == written
+        return precision
+
+    own, other = ("bf16", "fp32") if here else ("fp32", "bf16")
+    monkeypatch.setattr(job, "_Job", begin)
+    assert runs(here) == own
+    assert runs(not here) == own
+    assert runs(not here, config={"precision": own}) == own
+    with pytest.raises(ValueError, match=rf'differs in precision \("{own}" in the run, "{other}" now\)'):
+        job.run_demo(tmp_path, LlavaDemoConfig(precision=other))
+    assert runs(not here, resume=False, overwrite=True) == other
