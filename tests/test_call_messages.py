@@ -60,11 +60,12 @@ def test_depths_tokens_and_pixels_of_a_model(tiny):
         assert all(type(depth) is int and torch.equal(found[depth], wanted[depth]) for depth in found)
     assert torch.equal(model.taps(pixels, 2)[2], wanted[2])
     assert torch.equal(model(pixels, 2.0), wanted[2])
+    assert all(torch.equal(*pair) for pair in zip(model(pixels, [2, 1]), wanted.values(), strict=True))
     assert torch.equal(model.run(wanted[1], np.int64(1), 2.0), wanted[2])
     for depth in (1.5, "1", -1, True, 9, None, NAN, [1], b"1"):
         for call in (model.taps, model.walk):
             refused(lambda call=call, depth=depth: dict(call(pixels, [depth])), "depth", "0 to 4")
-        if depth is not None:
+        if depth not in (None, [1]):  # which stand for all that is held, and for several
             refused(lambda depth=depth: model(pixels, depth))
         refused(lambda depth=depth: model.run(wanted[1], 1, depth))
     refused(lambda: model.taps(pixels, []), "depths", "[]")

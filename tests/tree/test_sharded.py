@@ -31,6 +31,14 @@ def test_sharded_trees_give_the_same(tree_of, tmp_path):
     assert told == [f"{name} {how}" for name in TREES for how in ("root", "parts", "blocks")]
 
 
+def found_in(out):
+    """What hooks find in an output, which look into lists, tuples and mappings by name (DeepSpeed's, for one)."""
+    if isinstance(out, dict):
+        assert all(isinstance(name, str) for name in out)
+        out = list(out.values())
+    return [x for one in out for x in found_in(one)] if isinstance(out, (list, tuple)) else [out]
+
+
 class _Calls:
     """Weights of a module, and of all below it, are NaN outside of its calls: what is read past them shows."""
 
@@ -54,6 +62,7 @@ class _Calls:
                     p.copy_(value)
 
     def take(self, module, args, out):
+        assert all(isinstance(x, torch.Tensor) for x in found_in(out))
         self.depth -= 1
         if not self.depth:
             self.hide()

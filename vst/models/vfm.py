@@ -121,7 +121,8 @@ class VFM(nn.Module):
         Raises:
             ValueError: a block that this (partial) model does not hold, or tokens of another model.
         """
-        return self(x, stop, start=start)
+        source = self.spec.source
+        return self(x, whole(stop, f"{source}: stop"), start=whole(start, f"{source}: start"))
 
     def _held(self, start: int, depths: Sequence[int]) -> None:
         stop = max(depths)
@@ -146,7 +147,8 @@ class VFM(nn.Module):
         Raises:
             ValueError: a depth that is no whole number or not held, or none at all.
         """
-        return self(pixels, as_list(depths))
+        wanted = self._wanted(depths)
+        return dict(zip(wanted, self(pixels, wanted), strict=True))
 
     def walk(self, pixels: Tensor, depths: int | Iterable[int]) -> Iterator[tuple[int, Tensor]]:
         """:meth:`taps` one by one, ascending: (depth, tokens ``[B, T, D]``), each block run when it is asked for."""
@@ -184,8 +186,8 @@ class VFM(nn.Module):
 
         Args:
             x: pixels as the model's own preparation makes them, which are cast to the weights' dtype; or tokens.
-            depths: give the output at this depth ``[B, T, D]``, before any norm (0 is the stem's), or at several, by
-                depth; None stands for all that is held, and the final norm.
+            depths: give the output at this depth ``[B, T, D]``, before any norm (0 is the stem's), or at several, as a
+                tuple, ascending; None stands for all that is held, and the final norm.
             start: depth that tokens are at; None says that ``x`` are pixels.
             features: give patch tokens ``[B, N, D]`` alone, after the final norm where the model holds it.
 
@@ -214,7 +216,8 @@ class VFM(nn.Module):
             found = {depth: self.norm(x) for depth, x in found.items()}
         if features:
             found = {depth: x[:, self.spec.prefix :] for depth, x in found.items()}
-        return found if isinstance(depths, Sequence) else found[wanted[0]]
+        # Hooks of modules look into tuples for tensors, and not all of them into mappings by number.
+        return tuple(found.values()) if isinstance(depths, Sequence) else found[wanted[0]]
 
     def patches(self, x: Tensor) -> Tensor:
         """Drop the prefix tokens: ``[B, T, D]`` to ``[B, N, D]``."""

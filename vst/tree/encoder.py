@@ -270,7 +270,7 @@ class VSTEncoder(OnDisk):
         choices = [self.config.resolve(split) for split in several(splits)]
         depths = sorted(self._depths(choices))
         # In turn the trunk is called once, so that what places or gathers its weights around a call does so once.
-        states = self.trunk(pixels, depths).items() if schedule is IN_TURN else self.trunk.walk(pixels, depths)
+        states = zip(depths, self.trunk(pixels, depths)) if schedule is IN_TURN else self.trunk.walk(pixels, depths)
         found = self._branches(states, choices, schedule)
         # Where branches are on other devices than the trunk, here they come together.
         return [{n: x.to(pixels.device, pixels.dtype) for n, x in tokens.items()} for tokens in found]
@@ -302,15 +302,15 @@ class VSTEncoder(OnDisk):
 
     def taps(self, pixels: Tensor, splits: Sequence[Split] | None = None) -> dict[int, Tensor]:
         """The trunk's tokens ``[B, T, D]`` by depth: what :meth:`from_taps` needs at some splits (default: all)."""
-        return self(pixels, splits, mode="taps")
+        splits = None if splits is None else several(splits)
+        depths = self._tapped(splits)
+        return dict(zip(depths, self(pixels, splits, mode="taps"), strict=True))
 
-    def _taps(self, pixels: Tensor, splits: Sequence[Split] | None) -> dict[int, Tensor]:
-        check_pixels(pixels)
+    def _tapped(self, splits: Sequence[Split] | None) -> list[int]:
+        """Trunk depths of :meth:`taps`, ascending."""
         if splits is None:
-            depths = {b.reads(s) for b in self.config.branches for s in b.splits} | self._depths([])
-        else:
-            depths = self._depths([self.config.resolve(s) for s in several(splits)])
-        return self.trunk.taps(pixels, depths)
+            return sorted({b.reads(s) for b in self.config.branches for s in b.splits} | self._depths([]))
+        return sorted(self._depths([self.config.resolve(s) for s in several(splits)]))
 
     def from_taps(self, taps: Mapping[int, Tensor], split: Split | None = None) -> dict[str, Tensor]:
         """:meth:`branch_tokens` from what :meth:`taps` gave, in its dtype, so that a trunk need not run again.
@@ -377,7 +377,8 @@ class VSTEncoder(OnDisk):
         if mode == "walk":
             return self._walk(pixels, split, schedule)
         if mode == "taps":
-            return self._taps(pixels, split)
+            check_pixels(pixels)
+            return self.trunk(pixels, self._tapped(split))  # a tuple, in which hooks find tensors; taps names depths
         if mode == "from_taps":
             return self._from_taps(pixels, split)
         raise ValueError(f"mode is {shown(mode)}; expected {', '.join(MODES)}.")
