@@ -47,11 +47,10 @@ def test_models_that_are_given_are_measured(tree_of, device):
             measure_tree(tree, full=wrong, show_progress=False)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_steps_of_a_fit(tree_of, device, bf16):
+def test_steps_of_a_fit_in_bf16(tree_of, device):
     kept, recomputed = (
         measure_fit(
-            tree_of("dinov2", "clip", splits=(1, 2)), batch_size=2, repeats=1, device=device, bf16=bf16,
+            tree_of("dinov2", "clip", splits=(1, 2)), batch_size=2, repeats=1, device=device, bf16=True,
             checkpointing=checkpointing, show_progress=False,
         )["rows"][0]
         for checkpointing in (False, True)

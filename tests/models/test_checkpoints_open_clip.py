@@ -3,12 +3,13 @@
 import json
 import sys
 
-import open_clip
 import pytest
 import torch
 from parity import assert_same, offline, pixels, randomise, recorded, timm_states  # noqa: F401
 from safetensors.torch import save_file
 from torch import nn
+
+open_clip = pytest.importorskip("open_clip")
 
 from vst.models.checkpoints import describe, load_vfm, openclip
 from vst.models.vfm import VFM
