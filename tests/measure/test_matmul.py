@@ -15,7 +15,7 @@ def test_the_rate_is_what_was_counted_over_the_fastest_round(monkeypatch, dtype)
     def clock(calls, repeats, device):
         (call,) = calls.values()
         counted.append(flops_of(call))
-        return dict.fromkeys(calls, [5.0, 2.0, 3.0])  # milliseconds
+        return {name: [5.0, 2.0, 3.0] for name in calls}  # milliseconds
 
     monkeypatch.setattr(matmul, "timed_rounds", clock)
     assert matmul_rate("cpu", dtype, side=24) == pytest.approx(counted[0] / 2e-3)

@@ -9,10 +9,10 @@ from parity import assert_same, offline, pixels, randomise, recorded, timm_state
 from safetensors.torch import save_file
 from torch import nn
 
-open_clip = pytest.importorskip("open_clip")
-
 from vst.models.checkpoints import describe, load_vfm, openclip
 from vst.models.vfm import VFM
+
+open_clip = pytest.importorskip("open_clip")
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ def matmul_rate(
 ) -> float:
     """FLOP/s of the fastest of several rounds of one matrix product, ``[side, side] @ [side, side]``.
 
-    The fastest, since whatever disturbs a round makes it slower. A tower's FLOP/s over this rate is its MFU: against what
-    the machine at hand reaches, not against what its data sheet promises.
+    The fastest, since whatever disturbs a round makes it slower. A tower's FLOP/s over this rate is its MFU: against
+    what the machine at hand reaches, not against what its data sheet promises.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
