@@ -61,8 +61,7 @@ class CompiledGraphs(Overlapped):
     def __init__(self, tower: VSTEncoder | FullEncoders) -> None:
         super().__init__(tower, "graphs")
         # What a tower of one tensor makes of it for each model is made before a graph, as Overlapped does.
-        own = isinstance(tower, FullTower)
-        self._call = _compiled(partial(FullEncoders.forward, tower) if own else tower)
+        self._call = _compiled(partial(FullEncoders.forward, tower) if isinstance(tower, FullTower) else tower)
 
     def _run(self, pixels: Tensor | Mapping[str, Tensor], split: Split | None) -> Tensor:
         return self._call(pixels, split=split) if isinstance(self.tower, VSTEncoder) else self._call(pixels)

@@ -18,8 +18,8 @@ def measure_reading(
 ) -> dict[str, float]:
     """Pictures a second that worker processes make into tensors, one for each transform.
 
-    Each worker runs on one core (torch gives it one thread). The first pass, in which processes start and files come into
-    the system's page cache, is not counted: what is measured is arithmetic, not the disk.
+    Each worker runs on one core (torch gives it one thread). The first pass, in which processes start and files come
+    into the system's page cache, is not counted: what is measured is arithmetic, not the disk.
 
     Args:
         images: what :class:`vst.data.pictures.ImageSet` takes, such as a folder.
