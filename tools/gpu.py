@@ -44,7 +44,6 @@ def main(words: list[str] | None = None) -> int:
     given = _read(words)
     import torch
 
-    from vst.results.folders import read_json, write_json
     from vst.results.locks import held
     from vst.results.stopping import ending
 
@@ -54,32 +53,41 @@ def main(words: list[str] | None = None) -> int:
     name = "gpu-dry" if given.dry_run else slug(facts["device_name"])
     out = (given.out or ROOT / ("runs" if given.dry_run else "docs/results/gpu") / name).resolve()
     work = (given.work or (out / "work" if given.dry_run else ROOT / "runs" / "gpu" / name)).resolve()
-    summary = out / "summary.json"
-    with ending() as advise, held(work):
+    with ending() as advise:
         advise("The same call goes on from what was saved.")
-        told: dict[str, Any] = {"device": facts["device_name"], "dry_run": given.dry_run, "steps": {}}
-        if summary.is_file():
-            told["steps"] = read_json(summary)["steps"]
-        write_json(out / "environment.json", facts)
-        for step in given.steps:
-            if told["steps"].get(step, {}).get("outcome") == "finished" and not given.again:
-                print(f"{step} is finished; --again runs it anew.", flush=True)
-                continue
-            print(
-                f"{step}: at most {given.limits[step]:g} s, log in {_shown(work / 'logs' / f'{step}.log')}", flush=True
-            )
-            told["steps"][step] = {"outcome": "running", "limit_s": given.limits[step]}
+        try:
+            with held(work):
+                return run_steps(given, facts, out, work)
+        except (ValueError, RuntimeError, OSError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
+
+
+def run_steps(given: argparse.Namespace, facts: dict[str, Any], out: Path, work: Path) -> int:
+    """Run the steps that were asked for and are not finished, the summary written before and after each."""
+    from vst.results.folders import read_json, write_json
+
+    summary = out / "summary.json"
+    told: dict[str, Any] = {"device": facts["device_name"], "dry_run": given.dry_run, "steps": {}}
+    if summary.is_file():
+        told["steps"] = read_json(summary, "restore it, or give another folder (--out)")["steps"]
+    write_json(out / "environment.json", facts)
+    for step in given.steps:
+        if told["steps"].get(step, {}).get("outcome") == "finished" and not given.again:
+            print(f"{step} is finished; --again runs it anew.", flush=True)
+            continue
+        row = {"outcome": "stopped", "limit_s": given.limits[step], "said": ""}
+        told["steps"][step] = {**row, "outcome": "running"}
+        write_json(summary, told)
+        print(f"{step}: at most {given.limits[step]:g} s, log in {_shown(work / 'logs' / f'{step}.log')}", flush=True)
+        try:
+            row |= run_step(step, out / step, work / step, given)
+        except KeyboardInterrupt:
+            show({**told, "steps": {**told["steps"], step: row}}, out)
+            raise
+        finally:
+            told["steps"][step] = row
             write_json(summary, told)
-            try:
-                told["steps"][step] |= run_step(step, out / step, work / step, given)
-            except KeyboardInterrupt:
-                told["steps"][step]["outcome"] = "stopped"
-                raise
-            finally:
-                write_json(summary, told)
-                if told["steps"][step]["outcome"] == "stopped":
-                    show(told, out)
-            print(f"{step}: {told['steps'][step]['outcome']}. {told['steps'][step]['said']}", flush=True)
+        print(f"{step}: {row['outcome']}. {row['said']}", flush=True)
     show(told, out)
     return 0 if all(told["steps"][step]["outcome"] in ("finished", "skipped") for step in given.steps) else 1
 

@@ -19,7 +19,7 @@ def run(work: Work) -> str:
         raise Skipped(f"the demo's assets are not there ({', '.join(lacking)}): see docs/gpu.md")
     config = LlavaDemoConfig(grid=14)
     if work.dry:
-        small = {"splits": [10], "grid": 4, "fit_pictures": 16, "easy_vqa": 4, "scenes": 4, "questions": 4}
+        small = {"splits": [6, 10], "grid": 4, "fit_pictures": 16, "easy_vqa": 4, "scenes": 4, "questions": 4}
         few = {"pretrain_steps": 1, "finetune_steps": 1, "depth_questions": 2, "batch_size": 1}
         fit = {"epochs": 1, "calibration": 16}
         config = made(LlavaDemoConfig, options("llava/demo/short.yaml", "demo"), **small, **few, fit=fit)
