@@ -8,7 +8,10 @@ FLOORS := .venv-floors
 FLOORS_PYTHON ?= $(firstword $(foreach p,python3.10 python3.11,$(shell $(p) -c "" 2>/dev/null && echo $(p))) $(PYTHON))
 FLOORS_TESTS ?= models tree fit measure data results protocol trunk test_cli.py
 
-.PHONY: demo llava-demo test test-hosts test-floors notebook docs lint setup clean
+# What make gpu runs on: the environment in .venv, unless PYTHON= names another.
+GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),$(BIN)/python,$(PYTHON))
+
+.PHONY: demo llava-demo test test-hosts test-floors gpu notebook docs lint setup clean
 
 demo: setup ## fetch two encoders and pictures, fit a tree, measure it at every split: runs/demo/
 	$(BIN)/vst demo
@@ -32,6 +35,11 @@ test-hosts: $(HOSTS)/.ready ## the tree as vision tower of the original LLaVA, u
 test-floors: $(FLOORS)/.ready ## the library's tests at the lowest versions that pyproject.toml allows
 	$(FLOORS)/bin/uv pip list --python $(FLOORS)/bin/python
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(FLOORS)/bin/python -m pytest $(addprefix tests/,$(FLOORS_TESTS)) --deselect tests/measure/test_execution.py::test_compiled
+
+# With PYTHON= nothing is installed: a machine with a GPU brings its own. STEPS=tests,latency LIMITS="tests=180 latency=240"
+# OUT=folder AGAIN=1 DRY=1 are options of tools/gpu.py.
+gpu: $(if $(filter file,$(origin PYTHON)),setup) ## everything that is to be run on a GPU: docs/results/gpu/ (docs/gpu.md)
+	$(GPU_PYTHON) tools/gpu.py $(if $(STEPS),--steps $(STEPS)) $(foreach limit,$(LIMITS),--limit $(limit)) $(if $(OUT),--out $(OUT)) $(if $(AGAIN),--again) $(if $(DRY),--dry-run)
 
 # The outputs are committed, so that a reader sees them without running it; CI runs it and keeps nothing. One thread and
 # no warnings: outputs stay alike from run to run and hold no path of a machine.

@@ -52,6 +52,20 @@ def _model(family, width, depth, heads, grid):
     return t.DINOv3ViTModel(config)
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request, monkeypatch):
+    """Where a test runs: on a CPU, and on a GPU where there is one; fp32 is fp32 there as well."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # of convolutions: on by default
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def pillow_as_it_comes(monkeypatch):
     """lmms-eval lets truncated pictures through in the whole process once it is imported."""

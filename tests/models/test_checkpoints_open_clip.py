@@ -3,7 +3,6 @@
 import json
 import sys
 
-import open_clip
 import pytest
 import torch
 from parity import assert_same, offline, pixels, randomise, recorded, timm_states  # noqa: F401
@@ -12,6 +11,8 @@ from torch import nn
 
 from vst.models.checkpoints import describe, load_vfm, openclip
 from vst.models.vfm import VFM
+
+open_clip = pytest.importorskip("open_clip")
 
 
 @pytest.fixture

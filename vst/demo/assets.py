@@ -180,6 +180,11 @@ def prepare(quiet: bool = False) -> Assets:
     return Assets(*make_ready(_RECIPES, quiet))
 
 
+def missing(recipes: Sequence[Recipe] = _RECIPES) -> list[str]:
+    """Folders below :func:`home` that are not there or not whole; nothing is fetched or made. Default: the demo's."""
+    return [recipe.folder for recipe in _unseen(recipes, home()) if not _sound(recipe, home())]
+
+
 def exact_source(source: str) -> str:
     """The source that a name stands for: ``demo:clip`` and ``demo:dinov2`` are fetched and become folders.
 

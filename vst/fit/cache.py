@@ -154,7 +154,8 @@ class TargetCache:
             ValueError: values beyond fp16's range.
             OSError: the disk has no room for them.
         """
-        flat = torch.cat([values[d].flatten(1).half() for d in self.shapes], dim=1).cpu().numpy().astype("<f2")
+        # Joined in fp32: bf16 autocast, which may be on around this, refuses to join tensors of fp16.
+        flat = torch.cat([values[d].flatten(1).float() for d in self.shapes], dim=1).half().cpu().numpy().astype("<f2")
         if not np.isfinite(flat).all():
             raise ValueError("Features are beyond fp16's range (65504), in which they are cached: do without a cache.")
         self._prepare()

@@ -33,7 +33,8 @@ class BenchmarkConfig:
         dtypes: float32, bfloat16 or float16, of weights and pixels.
         repeats: counted rounds for each pair of the two; in each round every tower is called once.
         device: auto, cpu, cuda or cuda:N.
-        execution: eager, streams, graphs or compile: how towers are run (see vst/measure/execution.py).
+        execution: eager, streams, graphs, compile or compiled-graphs: how towers are run, see
+            vst/measure/execution.py.
     """
 
     batch_sizes: list[int] = field(default_factory=lambda: [1])

@@ -21,7 +21,8 @@ from vst.fit.precision import usable_device
 from vst.measure.cost import full_cost, model_cost, tree_cost
 from vst.measure.execution import runner
 from vst.measure.memory import working_mb
-from vst.models.fields import Limits, dtype_of, whole
+from vst.measure.overlap import Overlapped
+from vst.models.fields import Limits, checked, dtype_of, whole
 from vst.results.progress import progress
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
@@ -159,11 +160,12 @@ def measure_tree(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     execution: str = "eager",
+    full: FullEncoders | None = None,
     show_progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Time a tree at every split, each of its models alone, and all of them in full, one after another.
 
-    The full models carry random weights: time does not depend on them.
+    The full models carry random weights where none are given: time does not depend on them.
 
     Args:
         tree: which.
@@ -171,9 +173,9 @@ def measure_tree(
         repeats: counted rounds.
         device: of all towers.
         dtype: of weights and pixels.
-        execution: eager, streams, graphs or compile (see :mod:`vst.measure.execution`), for splits and models alone;
-            all models in full are then measured both ways: eager (the reference, as towers of several encoders run
-            today) and so.
+        execution: one of ``EXECUTIONS`` (see :mod:`vst.measure.execution`), for splits and models alone; all models in
+            full are then measured both ways: eager (the reference, as towers of several encoders run today) and so.
+        full: all of the tree's models in full; they are moved and cast. Default: made for this call.
         show_progress: a bar with the time left.
 
     Returns:
@@ -185,13 +187,21 @@ def measure_tree(
         the same ratio of times against the trunk alone. Latencies are of one call.
 
     Raises:
-        ValueError: bad options, or a device that is not there.
+        ValueError: bad options, a device that is not there, or models that are not all of the tree's.
     """
     check_tree(tree, "measure_tree")
+    checked(full, FullEncoders | None, "full")
     batch_size = whole(batch_size, "batch_size", MOST_BATCH)
     device, dtype = usable_device(device), dtype_of(dtype)
     config = tree.config
-    full = FullEncoders.load(config, pretrained=False).to(device, dtype)
+    if full is None:
+        full = FullEncoders.load(config, pretrained=False)
+    elif {n: m.spec for n, m in full.models.items()} != config.specs or full.config.grid != config.grid:
+        raise ValueError(
+            f"full holds {list(full.models)} at a grid of {full.config.grid}; expected the tree's models, "
+            f"{list(config.specs)}, at {config.grid}: FullEncoders.load(tree.config) makes them."
+        )
+    full = full.to(device, dtype)
     weight = next(tree.parameters())
     same = weight.dtype == dtype and weight.device.type == torch.device(device).type
     model = tree if same else copy.deepcopy(tree).to(device, dtype)  # the caller's tree keeps its device and dtype
@@ -200,28 +210,33 @@ def measure_tree(
         n: torch.randn(batch_size, 3, m.image_size, m.image_size, device=device, dtype=dtype)
         for n, m in full.models.items()
     }
-    makers = {ALL_IN_FULL: partial(_make_call, full, "eager", own_pixels)}
+    towers: dict[str, Any] = {ALL_IN_FULL: runner(full)}
     if execution != "eager":
-        makers[f"{ALL_IN_FULL}, {execution}"] = partial(_make_call, full, execution, own_pixels)
+        towers[f"{ALL_IN_FULL}, {execution}"] = runner(full, execution)
+    calls = {name: partial(tower, own_pixels) for name, tower in towers.items()}
     for n, m in full.models.items():
-        single = FullEncoders(config, {n: m})
-        makers[f"{n} alone"] = partial(_make_call, single, execution, {n: own_pixels[n]})
+        name = f"{n} alone"
+        towers[name] = runner(FullEncoders(config, {n: m}), execution)
+        calls[name] = partial(towers[name], {n: own_pixels[n]})
     for label, s in config.choices().items():
-        makers[label] = partial(_make_call, model, execution, pixels, split=s)
-    calls = {name: make() for name, make in makers.items()}
+        towers[label] = runner(model, execution)  # each its own, whose graphs need not make room for others'
+        calls[label] = partial(towers[label], pixels, split=s)
+    calls = {name: torch.no_grad()(call) for name, call in calls.items()}
     spent = timed_rounds(calls, repeats=repeats, device=device, show_progress=show_progress)
     times = {name: latency_of(own, spent[ALL_IN_FULL]) for name, own in spent.items()}
     trunk = spent.get(f"{config.trunk_name} alone") if config.keep_trunk else None
-    costs = dict.fromkeys([name for name in makers if name.startswith(ALL_IN_FULL)], full_cost(config))
+    costs = dict.fromkeys([name for name in towers if name.startswith(ALL_IN_FULL)], full_cost(config))
     costs |= {label: tree_cost(config, s) for label, s in config.choices().items()}
     costs |= {f"{n} alone": model_cost(m.spec, config.grid, m.stop) for n, m in full.models.items()}
     hidden = execution == "compile" and torch.device(device).type == "cpu"  # compiled code calls no operators of torch
     rows = []
-    for name, make in makers.items():
+    for name, tower in towers.items():
         cost, per_s = costs[name], batch_size / times[name].median_ms * 1e3
         peak = None
         if name == ALL_IN_FULL or not hidden:
-            working = working_mb(partial(_first_call, make) if execution == "graphs" else calls[name], device)
+            if isinstance(tower, Overlapped):  # what a graph takes at its capture stays taken: a replay would show none
+                tower.forget()
+            working = working_mb(calls[name], device)
             peak = cost.parameters * dtype.itemsize / 2**20 + working
         rows.append(
             {
@@ -245,13 +260,3 @@ def measure_tree(
 
 def _over_trunk(times: Latency) -> dict[str, float]:
     return {f"trunk_{name}": getattr(times, name) for name in ("ratio", "ratio_sure_low", "ratio_sure_high")}
-
-
-def _make_call(tower: Any, execution: str, pixels: Any, **options: Any) -> Callable[[], Any]:
-    """Prepare a call of a tower by an execution of its own, whose graphs need not make room for others'."""
-    return torch.no_grad()(partial(runner(tower, execution), pixels, **options))
-
-
-def _first_call(make: Callable[[], Callable[[], Any]]) -> None:
-    """Prepare a call anew and call it: what a graph takes at its capture stays taken, so that a replay shows none."""
-    make()()

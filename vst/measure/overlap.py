@@ -89,7 +89,8 @@ class Overlapped(nn.Module):
         tower: a tree or models in full.
         mode: streams or graphs. A graph is captured at its first call for every shape, dtype, split, fusion and kind of
             autocast, and the last eight are kept; moving or casting the tower through this module drops them all.
-            A graph reads the weights where they were: do not move or cast the tower behind its back.
+            A graph reads the weights where they were: what is written into them is seen, but do not move or cast the
+            tower behind its back. The graphs share their working memory, so call it from one stream at a time.
 
     Raises:
         ValueError: an unknown mode, or graphs without a CUDA device.
@@ -103,13 +104,19 @@ class Overlapped(nn.Module):
         self._settle()
         if mode == "graphs" and self.device.type != "cuda":
             raise ValueError(
-                f"The tower is on {self.device.type}, but graphs need CUDA: move it first, or use streams."
+                f"The tower is on {self.device.type}, but graphs need CUDA: move it first, or use streams or compile."
             )
 
     def _settle(self) -> None:
         self.device = next(self.tower.parameters()).device
         self._streams = Streams(self.device)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all captured graphs with their memory; the next call captures anew."""
         self._graphs: OrderedDict[Any, tuple[Any, Any, Tensor]] = OrderedDict()
+        self._side: Any = None  # the stream of all captures: memory of the pool is given again to its own stream alone
+        self._pool: Any = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Overlapped:
         super()._apply(fn, recurse)
@@ -149,7 +156,7 @@ class Overlapped(nn.Module):
             held[name].copy_(p)
         with torch.cuda.device(self.device):
             graph.replay()
-        return out.clone()  # the next replay writes over it
+            return out.clone()  # the next replay writes over it, be it of another graph: they share memory
 
     @torch.inference_mode(False)  # else what is held could not be written to by a later call outside of it
     @torch.no_grad()
@@ -158,9 +165,11 @@ class Overlapped(nn.Module):
     ) -> tuple[Any, dict[str, Tensor], Tensor]:
         held = {n: torch.empty_like(p, device=self.device).copy_(p) for n, p in given.items()}
         call = partial(self._run, held if by_name else held[""], split)
+        if self._pool is None:
+            self._side, self._pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
         # Without autocast's cache of cast weights: it is emptied after the call, and replays would read freed memory.
         autocast = torch.autocast("cuda", dtype=cast or torch.bfloat16, enabled=cast is not None, cache_enabled=False)
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)
+        graph, side = torch.cuda.CUDAGraph(), self._side
         with torch.cuda.device(self.device), autocast:
             side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(side):
@@ -168,6 +177,6 @@ class Overlapped(nn.Module):
                     call()
             torch.cuda.current_stream(self.device).wait_stream(side)
             # other threads, such as a loader that pins memory, may go on with what a capture forbids
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
                 out = call()
         return graph, held, out

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+
+pytest.importorskip("lmms_eval")
+
 from lmms_kit import asked, folder  # noqa: F401 (fixtures)
 
 from llava_integration.answer.ask import Question, ask

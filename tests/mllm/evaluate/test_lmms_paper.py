@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-import lmms_eval.tasks
 import pytest
+
+pytest.importorskip("lmms_eval")
+pytest.importorskip("datasets")
+
+import lmms_eval.tasks
 from datasets import Dataset, DatasetDict
 from lmms_kit import folder  # noqa: F401 (fixture)
 

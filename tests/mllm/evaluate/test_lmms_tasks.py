@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+
+pytest.importorskip("lmms_eval")
+pytest.importorskip("datasets")
+
 from datasets import load_from_disk
 from lmms_kit import EASY_VQA, Answering, folder, questions, roots  # noqa: F401 (fixtures)
-from PIL import Image
 
 import llava_integration.commands as commands
 from llava_integration.answer import scenes

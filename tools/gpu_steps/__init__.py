@@ -1,0 +1,1 @@
+"""What ``tools/gpu.py`` runs: one module a step, each with ``run(work)``."""
