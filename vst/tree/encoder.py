@@ -270,7 +270,7 @@ class VSTEncoder(OnDisk):
         choices = [self.config.resolve(split) for split in several(splits)]
         depths = sorted(self._depths(choices))
         # In turn the trunk is called once, so that what places or gathers its weights around a call does so once.
-        states = zip(depths, self.trunk(pixels, depths)) if schedule is IN_TURN else self.trunk.walk(pixels, depths)
+        states = self.trunk.taps(pixels, depths).items() if schedule is IN_TURN else self.trunk.walk(pixels, depths)
         found = self._branches(states, choices, schedule)
         # Where branches are on other devices than the trunk, here they come together.
         return [{n: x.to(pixels.device, pixels.dtype) for n, x in tokens.items()} for tokens in found]
