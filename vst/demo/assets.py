@@ -182,7 +182,7 @@ def prepare(quiet: bool = False) -> Assets:
 
 def missing(recipes: Sequence[Recipe] = _RECIPES) -> list[str]:
     """Folders below :func:`home` that are not there or not whole; nothing is fetched or made. Default: the demo's."""
-    return [recipe.folder for recipe in _unseen(recipes, home()) if not _sound(recipe, home())]
+    return [recipe.folder for recipe in _unseen(recipes, home()) if not sound(recipe, home())]
 
 
 def exact_source(source: str) -> str:
