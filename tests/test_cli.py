@@ -64,7 +64,7 @@ def test_unknown_options_are_refused(capsys):
 @pytest.mark.parametrize(
     "name",
     [
-        *("fit", "inspect", "export", "latency", "throughput", "trunk", "recommend", "protocol", "demo"),
+        *("fit", "inspect", "export", "latency", "runtimes", "throughput", "trunk", "recommend", "protocol", "demo"),
         *("bundle", "unbundle"),
     ],
 )

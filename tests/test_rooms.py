@@ -17,10 +17,10 @@ BELOW = {
         "fit": {"tree", "models", "data", "results"},
         "option_files": set(),
         "parsing": {"option_files", "fit", "models", "results"},
-        "measure": {"fit", "tree", "models", "data", "results"},
+        "export": {"tree", "models", "results"},
+        "measure": {"export", "fit", "tree", "models", "data", "results"},
         "demo": {"measure", "fit", "tree", "models", "data", "results"},
         "trunk": {"demo", "measure", "fit", "tree", "models", "data", "results"},
-        "export": {"tree", "models", "results"},
         "protocol": {"demo", "measure", "fit", "tree", "models", "data", "results"},
         "bundle": {"demo", "tree", "models", "results", "parsing"},
         "cli": {

@@ -16,9 +16,11 @@ from vst.results.tables import markdown
 def main() -> None:
     """Print the tables and the caption."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", help="results.json of a run of vst demo, latency or throughput, or of eval/lmms.py")
+    parser.add_argument(
+        "results", help="results.json of a run of vst demo, latency, runtimes or throughput, or of eval/lmms.py"
+    )
     results = read_json(parser.parse_args().results)["results"]
-    if isinstance(results, list) or {"rows", "batch_size"} <= set(results):
+    if isinstance(results, list) or "runtimes" in results or {"rows", "batch_size"} <= set(results):
         print(timings_markdown(results))
         return
     if "one" in results:

@@ -110,7 +110,7 @@ def test_a_folder_that_holds_something_else(tree_of, tmp_path):
 def test_other_tokens_are_not_kept(tree_of, tmp_path, monkeypatch):
     """What was exported is run; here its weights are spoilt on the way."""
     tree = built(tree_of, "linear")
-    alone = programs._alone
+    alone = programs.alone_at
 
     def spoilt(*args):
         part = alone(*args)
@@ -121,7 +121,7 @@ def test_other_tokens_are_not_kept(tree_of, tmp_path, monkeypatch):
 
     export_tree(tree, tmp_path / "out", show_progress=False)
     kept = (tmp_path / "out" / "tree.onnx").read_bytes()
-    monkeypatch.setattr(programs, "_alone", spoilt)
+    monkeypatch.setattr(programs, "alone_at", spoilt)
     with pytest.raises(ValueError, match="gives other tokens than the tree itself"):
         export_tree(tree, tmp_path / "out", overwrite=True, show_progress=False)
     assert (tmp_path / "out" / "tree.onnx").read_bytes() == kept

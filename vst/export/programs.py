@@ -99,7 +99,7 @@ def export_tree(
     if (devices := {p.device.type for p in tree.parameters()}) != {"cpu"}:
         raise ValueError(f"The tree is on {', '.join(sorted(devices))}; expected on the CPU for an export: move it.")
     chosen, target = tree.config.resolve(split), target_folder(folder, overwrite)
-    module = _AtOneSplit(_alone(tree, chosen, fold), by_branch).eval()
+    module = _AtOneSplit(alone_at(tree, chosen, fold), by_branch).eval()
     names = list(tree.config.names) if by_branch else ["tokens"]
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -181,8 +181,12 @@ def _need(*packages: str) -> None:
         )
 
 
-def _alone(tree: VSTEncoder, chosen: dict[str, int], fold: bool) -> VSTEncoder:
-    """What one split needs of a tree, with the same frozen weights and stitches of its own."""
+def alone_at(tree: VSTEncoder, chosen: dict[str, int], fold: bool) -> VSTEncoder:
+    """A tree of what one split needs of another, with the same frozen weights and stitches of its own.
+
+    Args:
+        tree: which. chosen: split by branch name. fold: see :meth:`vst.tree.encoder.VSTEncoder.fold`.
+    """
     own = tree.state_dict()
     part = VSTEncoder.skeleton(tree.config.at(chosen) if chosen else tree.config)
     tensors = {k: own[k].clone() if ".stitches." in k else own[k] for k in part.state_dict()}
@@ -236,7 +240,7 @@ def _compared(tree: VSTEncoder, chosen: dict[str, int], path: Path, format: str,
             return Parity(None, (), None, "onnxruntime is not installed")
         runtime = "onnxruntime on the CPU"
         try:
-            run = _onnx_runner(path)
+            run = onnx_runner(path)
         except Exception as error:  # its own kinds, such as an operator that it lacks for a dtype
             return Parity(None, (), None, f"onnxruntime does not take it ({' '.join(str(error).split())[:300]})")
     else:
@@ -260,10 +264,22 @@ def _compared(tree: VSTEncoder, chosen: dict[str, int], path: Path, format: str,
     return Parity(runtime, _COMPARED, worst)
 
 
-def _onnx_runner(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    import onnxruntime as ort
+def onnx_runner(path: Path, threads: int | None = None) -> Callable[[Tensor], list[Tensor]]:
+    """A call of an exported file by onnxruntime on the CPU: pixels to its outputs.
 
+    Args:
+        path: of the file. threads: of an operator; default: onnxruntime's, a thread a core.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise ImportError("onnxruntime is not installed: pip install 'vfm-stitch-tree[export]'.") from None
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else its threads slow what is run after it
     options.log_severity_level = 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -116,8 +116,46 @@ def scaling_table(results: Mapping[str, Any], pictures: int) -> None:
     table("Steps of a fit, interleaved", *scaling_rows(results, pictures), scaling_notes(results))
 
 
+def runtimes_rows(found: Mapping[str, Any]) -> HeadsAndCells:
+    """Headings and cells of ``vst.measure.runtimes.measure_runtimes``."""
+    first = found["rows"][0]
+    heads = [
+        "way", "dtype", "median ms", f"time / {first['way']} {first['dtype']} (95 %)", "pictures/s", "tokens differ by",
+        "first call s",
+    ]  # fmt: skip
+    return heads, [
+        [
+            r["way"],
+            r["dtype"],
+            f"{r['median_ms']:.1f}",
+            _ratio(r),
+            f"{r['images_per_s']:.2f}",
+            f"{r['difference']:.0e}" if r["difference"] else "0",
+            f"{r['prepare_s']:.1f}",
+        ]
+        for r in found["rows"]
+    ]
+
+
+def runtimes_notes(found: Mapping[str, Any]) -> str:
+    """What was not measured, and why, in a sentence; empty where all was."""
+    return "".join(f"left out: {name} ({why}); " for name, why in found["left_out"].items()).removesuffix("; ")
+
+
+def runtimes_table(found: Mapping[str, Any]) -> None:
+    """Print what ``vst.measure.runtimes.measure_runtimes`` found."""
+    title = f"One call at split {found['split']}, interleaved: batch {found['batch_size']}, {found['device']}"
+    table(title, *runtimes_rows(found), runtimes_notes(found) or None)
+
+
 def timings_markdown(results: Any, pictures: int = LLAVA_PICTURES) -> str:
-    """The tables of ``results`` of a run of vst latency or vst throughput, as Markdown."""
+    """The tables of ``results`` of a run of vst latency, runtimes or throughput, as Markdown."""
+    if "runtimes" in results:
+        parts = []
+        for found in results["runtimes"]:
+            title = f"split {found['split']}, batch {found['batch_size']}, {found['device']}:"
+            parts += [title, markdown(*runtimes_rows(found)), runtimes_notes(found)]
+        return "\n\n".join(filter(None, parts))
     if isinstance(results, list):
         parts = []
         for dtype, batch in dict.fromkeys((r["dtype"], r["batch_size"]) for r in results):
