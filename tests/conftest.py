@@ -2,8 +2,14 @@
 
 import json
 import os
+from contextlib import suppress
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+with suppress(
+    ImportError
+):  # before anything imports distutils, or torch's compiler, which needs both, refuses to start
+    import setuptools  # noqa: F401
 
 import numpy as np
 import pytest

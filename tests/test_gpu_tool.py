@@ -251,6 +251,37 @@ class TestSteps:
             assert row["mfu"] == pytest.approx(row["tflops_per_s"] / best)
         assert tried[5:] == ["streams", "streams"]  # what was measured is not measured again
 
+    def test_goals(self):
+        """By numbers that can be worked out by hand: each goal once reached and once missed."""
+        from gpu_steps.goals import judged, lines
+
+        def cell(tree, tokens, batch, execution, **rows):
+            full = {"name": "all in full", "ratio": 1.0, "flops_ratio": 1.0}
+            named = [{"name": name.replace("_", "-"), **row} for name, row in rows.items()]
+            return {"tree": tree, "tokens": tokens, "batch": batch, "execution": execution, "towers": [full, *named]}
+
+        over = cell("pair", 256, 32, "eager", VST_6={"ratio": 0.9, "flops_ratio": 0.874}, VST_14={"ratio": 0.72,
+            "flops_ratio": 0.7}, dinov2={"ratio": 2.0, "flops_ratio": 0.5})  # fmt: skip
+        fast = cell("four", 256, 32, "graphs", VST_14={"ratio": 0.44, "flops_ratio": 0.55})
+        fast["towers"].append({"name": "all in full, graphs", "ratio": 0.75, "flops_ratio": 1.0})  # 0.44 / 0.75 / 0.55
+        large = [cell("pair", 576, 128, way, VST_14={"mfu": mfu}) for way, mfu in (("eager", 0.4), ("compile", 0.6))]
+        # 1200 GFLOP at 60 % of 800 TFLOP/s take 2.5 ms
+        single = [
+            cell("pair", 576, 1, way, VST_14={"gflops": 1200.0, "median_ms": ms})
+            for way, ms in (("eager", 1.0), ("graphs", 3.0), ("compiled-graphs", 4.0))
+        ]
+        four = [cell("four", 256, 1, "graphs", VST_14={"trunk_ratio": ratio}) for ratio in (1.2, 1.4)]
+        goals = judged([over, fast, *large, *single, *four], 800.0)
+        assert [round(goal["found"], 4) for goal in goals] == [*(0.0297, 0.0286, 0.0667, 0.4, 0.6, 1.2, 1.6, 1.2, 1.4)]
+        assert [goal["reached"] for goal in goals] == [True, True, False, False, True, True, False, True, False]
+        assert lines(goals)[4] == [
+            "MFU of VST-14: pair, 576 tokens, batch 128, compile",
+            "0.600",
+            "at least 0.55",
+            "yes",
+        ]
+        assert judged([cell("pair", 16, 1, "eager", VST_14={"gflops": 1.0, "median_ms": 1.0})], 1.0) == []
+
     def test_the_telling_cells_come_first(self):
         from gpu_steps.latency import Cell, cells
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gpu_steps.goals import judged, lines
 from gpu_steps.towers import plan, random_full, random_tree
 from gpu_steps.work import Incomplete, Work, sentence
 from vst.measure.latency import measure_tree
@@ -66,7 +67,7 @@ def run(work: Work) -> str:
             towers.clear()
             _let_go(work)
             at, config_of = (cell.tree, cell.grid), plan(cell.tree, cell.grid, _SPLITS, work.dry)
-            towers = {"tree": random_tree(config_of, work.device, dtype)}
+            towers = {"tree": random_tree(config_of, work.device, dtype).fold()}  # as one serves it
             towers["full"] = random_full(config_of, work.device, dtype)
         try:
             rows = measure_tree(
@@ -83,8 +84,10 @@ def run(work: Work) -> str:
         _write(run, failed)
         work.say(f"{sum(run.has(c.key) for c in wanted)} of {len(wanted)} measured; last: {cell.key}")
     _rate(run, work, dtype, side)
-    best = _write(run, failed)
+    best, goals = _write(run, failed)
     told = f"{len(wanted) - len(failed)} of {len(wanted)} measured; matrix products reach {best:.1f} TFLOP/s"
+    if goals:
+        told += f"; {sum(goal['reached'] for goal in goals)} of {len(goals)} goals reached"
     if failed:
         raise Incomplete("; ".join([told, *(f"{key}: {why}" for key, why in failed.items())]))
     return told
@@ -102,13 +105,16 @@ def _rate(run: Run, work: Work, dtype: torch.dtype, side: int | None) -> None:
     run.add({"matmul_tflops": found}, f"matmul-{number}")
 
 
-def _write(run: Run, failed: dict[str, str]) -> float:
-    """The results so far, as JSON and as tables."""
+def _write(run: Run, failed: dict[str, str]) -> tuple[float, list[dict[str, Any]]]:
+    """The results so far, as JSON and as tables; the matrix product's TFLOP/s, and the goals."""
     rows = run.rows()
     rates = [row["matmul_tflops"] for row in rows if "matmul_tflops" in row]
     found = [{**row, "towers": with_rates(row["towers"], max(rates))} for row in rows if "towers" in row]
-    run.finish({"matmul_tflops": rates, "cells": found, "failed": failed})
+    goals = judged(found, max(rates))
+    run.finish({"matmul_tflops": rates, "cells": found, "failed": failed, "goals": goals})
     parts = [f"A bf16 matrix product reaches {max(rates):.1f} TFLOP/s here; MFU is over that."]
+    if goals:
+        parts.append(markdown(["goal", "found", "bound", "reached"], lines(goals)))
     for cell in found:
         heads, table = latency_rows(cell["towers"])
         rated = [
@@ -119,7 +125,7 @@ def _write(run: Run, failed: dict[str, str]) -> float:
         parts += [title, markdown([*heads, "TFLOP/s", "MFU"], rated)]
     with atomic_path(run.path("tables.md")) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return max(rates)
+    return max(rates), goals
 
 
 def _let_go(work: Work) -> None:
