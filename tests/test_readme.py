@@ -194,7 +194,7 @@ def check_command(words):
     if words[:3] == ["python", "-m", "MODULE"]:
         return False
     if words[1:3] == ["-m", "vst.bundle"] or words[1].endswith("vst/bundle"):
-        return bool(options().parse_args(words[words.index("FOLDER") :]))
+        return bool(options().parse_args(words[3 if words[1] == "-m" else 2 :]))
     at = words.index("vst")
     assert words[:at] in ([], ["torchrun", "--nproc_per_node", "2", "-m"])
     return look_up(cli.COMMANDS, words[at + 1], words[at + 2 :])
