@@ -1,5 +1,6 @@
 """tools/gpu.py: options, steps that fail, hang or are stopped, what a second call does, what lands in the results."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -81,7 +82,7 @@ def test_what_fails_or_hangs_stops_no_other(tool, tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(f" {word} " in said for word in ("failed", "timed out", "skipped", "finished"))
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0] or environment["versions"]["torch"]
+    assert environment["versions"]["torch"] == importlib.metadata.version("torch")
     assert (environment["gpu"] is None) == (not torch.cuda.is_available())
 
 
@@ -96,6 +97,18 @@ def test_what_is_finished_is_left_out_until_it_is_asked_for_again(tool, tmp_path
     assert (tmp_path / "lacking" / "ran").read_text() == "x"  # from the start
     assert tool.main(["--dry-run", "--out", str(tmp_path), "--steps", "bad"]) == 1
     assert set(summary(tmp_path)["steps"]) == {"good", "lacking", "bad"}
+
+
+def test_a_folder_of_another_device_is_refused(tool, tmp_path):
+    call = ["--dry-run", "--out", str(tmp_path), "--steps", "good"]
+    assert tool.main(call) == 0
+    for change in ({"device": "Some GPU"}, {"dry_run": False}):
+        kept = summary(tmp_path)
+        (tmp_path / "summary.json").write_text(json.dumps({**kept, **change}))
+        with pytest.raises(SystemExit, match=r"summary\.json is of .*: give another folder \(--out\)"):
+            tool.main(call)
+        (tmp_path / "summary.json").write_text(json.dumps(kept))
+    assert (tmp_path / "good" / "ran").read_text() == "x"
 
 
 def test_options(tool, capsys):
@@ -199,6 +212,22 @@ class TestSteps:
         assert [Path(name).name for name in found["files that could not be read"]] == ["test_unreadable.py"]
         failed = found["tests"]["tests/test_some.py::test_two"]
         assert failed["said"].startswith("AssertionError: wrong in ./tests")
+        (tmp_path / "tests" / "test_unreadable.py").unlink()
+        told = (tmp_path / "tests" / "test_some.py").read_text()
+        # What passed is not run again: it would fail now. What failed is, and what was skipped.
+        mended = told.replace("def test_one(): pass", "def test_one(): assert False")
+        mended = mended.replace("assert False, f'wrong in {Path(__file__).parent}'", "pass")
+        for text, wanted in (
+            (mended, {"passed": 2, "skipped": 1}),
+            (mended.partition("@pytest.mark.skip")[0], {"passed": 2}),  # nothing is left to run
+        ):
+            (tmp_path / "tests" / "test_some.py").write_text(text)
+            done = subprocess.run(
+                [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120,
+                env={**os.environ, "PYTHONPATH": paths},
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert json.loads((tmp_path / "out" / "results.json").read_text())["counts"] == wanted
 
     def test_throughput_in_miniature(self, tmp_path, monkeypatch):
         from gpu_steps import throughput

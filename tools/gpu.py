@@ -34,8 +34,8 @@ LIMITS = {"tests": 300, "latency": 600, "throughput": 180, "evidence": 1800, "ml
 """Steps in their order, and the seconds that each may take."""
 GRACE = 20  # seconds between SIGTERM, at which a fit saves, and SIGKILL
 FIELDS = (
-    "name", "driver_version", "memory.total", "power.limit", "clocks.max.sm", "clocks.max.memory", "clocks.sm",
-    "clocks.memory", "pstate", "temperature.gpu", "mig.mode.current",
+    "name", "driver_version", "memory.total", "power.limit", "clocks.max.sm", "clocks.max.mem", "clocks.sm",
+    "clocks.mem", "pstate", "temperature.gpu", "mig.mode.current",
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def main(words: list[str] | None = None) -> int:
     facts = environment()
     name = "gpu-dry" if given.dry_run else slug(facts["device_name"])
     out = (given.out or ROOT / ("runs" if given.dry_run else "docs/results/gpu") / name).resolve()
-    work = (given.work or (out / "work" if given.dry_run else ROOT / "runs" / "gpu" / name)).resolve()
+    work = (given.work or (out / "work" if given.dry_run or given.out else ROOT / "runs" / "gpu" / name)).resolve()
     with ending() as advise:
         advise("The same call goes on from what was saved.")
         try:
@@ -69,7 +69,13 @@ def run_steps(given: argparse.Namespace, facts: dict[str, Any], out: Path, work:
     summary = out / "summary.json"
     told: dict[str, Any] = {"device": facts["device_name"], "dry_run": given.dry_run, "steps": {}}
     if summary.is_file():
-        told["steps"] = read_json(summary, "restore it, or give another folder (--out)")["steps"]
+        before = read_json(summary, "restore it, or give another folder (--out)")
+        if (before["device"], before["dry_run"]) != (told["device"], told["dry_run"]):
+            dry = "a dry run on " if before["dry_run"] else ""
+            raise ValueError(
+                f"{summary} is of {dry}{before['device']}: give another folder (--out), or delete that one."
+            )
+        told["steps"] = before["steps"]
     write_json(out / "environment.json", facts)
     for step in given.steps:
         if told["steps"].get(step, {}).get("outcome") == "finished" and not given.again:
@@ -158,15 +164,19 @@ def environment() -> dict[str, Any]:
     return {**facts, "gpu": gpu}
 
 
-def _driver() -> dict[str, str] | None:
-    """Fields of nvidia-smi, with its units."""
+def _driver() -> dict[str, str]:
+    """Fields of nvidia-smi, with its units; or under ``error`` why it tells none."""
     words = ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader", "--id=0"]
     try:
         told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except subprocess.CalledProcessError as error:
+        return {"error": f"nvidia-smi: {' '.join((error.stdout + error.stderr).split())[:300]}"}
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"error": f"nvidia-smi: {type(error).__name__}"}
     values = told.split(", ")
-    return dict(zip(FIELDS, values, strict=True)) if len(values) == len(FIELDS) else None
+    if len(values) != len(FIELDS):
+        return {"error": f"nvidia-smi tells {len(values)} fields of {len(FIELDS)}: {told[:300]}"}
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def slug(name: str) -> str:
@@ -217,7 +227,7 @@ def _read(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--work",
         type=Path,
-        help="folder of logs and of what steps need meanwhile (default: runs/gpu/DEVICE; dry: OUT/work)",
+        help="folder of logs and of what steps need meanwhile (default: runs/gpu/DEVICE; OUT/work with --out, or dry)",
     )
     parser.add_argument("--again", action="store_true", help="delete what the chosen steps left, and run them anew")
     parser.add_argument(

@@ -101,6 +101,45 @@ def test_wrong_options(tree_of, tmp_path, options, told):
     assert not (tmp_path / "out").exists()
 
 
+def test_bf16_is_for_torchs_own_format(tree_of, tmp_path):
+    tree = built(tree_of, "linear").bfloat16()
+    with pytest.raises(ValueError, match="dtype is bfloat16, in which ONNX"):
+        export_tree(tree, tmp_path / "out")
+    folder = str(tree.save_pretrained(tmp_path / "tree"))
+    with pytest.raises(SystemExit, match="dtype is bfloat16, in which ONNX"):
+        cli.main(["export", folder, "--out", str(tmp_path / "out"), "--dtype", "bfloat16"])
+    assert not (tmp_path / "out").exists()
+
+
+class InvalidGraph(Exception):
+    """As onnxruntime names its kinds."""
+
+
+class NotImplemented(Exception):
+    """As onnxruntime names its kinds."""
+
+
+def test_what_cannot_be_run_is_not_kept(tree_of, tmp_path, monkeypatch):
+    def refuses(path, kind):
+        raise kind(f"Load model from {path} failed")
+
+    monkeypatch.setattr(programs, "onnx_runner", lambda path: refuses(path, InvalidGraph))
+    with pytest.raises(ValueError, match=r"was not kept: onnxruntime: Load model from tree\.onnx failed"):
+        export_tree(built(tree_of, "linear"), tmp_path / "out", show_progress=False)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(programs, "onnx_runner", lambda path: refuses(path, NotImplemented))
+    parity = export_tree(built(tree_of, "linear"), tmp_path / "out", show_progress=False)
+    assert parity.reason == "onnxruntime does not take it (Load model from tree.onnx failed)"
+
+
+def test_a_tree_stays_as_it_is(tree_of, tmp_path):
+    tree = built(tree_of, "linear").train()
+    tree.trunk.eval()
+    modes = [part.training for part in tree.modules()]
+    export_tree(tree, tmp_path / "out", format="torch-export", show_progress=False)
+    assert [part.training for part in tree.modules()] == modes
+
+
 def test_a_folder_that_holds_something_else(tree_of, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(FileExistsError, match="holds something that is no export"):

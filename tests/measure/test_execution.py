@@ -29,6 +29,7 @@ def test_tokens_on_a_gpu(tree_of, execution):
     check_tokens(tree_of("dinov2", "siglip").to("cuda"), execution, batches=(1, 2))
 
 
+@torch.no_grad()
 def check_tokens(tree, execution, batches=(2,)):
     """At each split and batch size, on new pictures and on new weights in their old place."""
     device = next(tree.parameters()).device
@@ -38,9 +39,8 @@ def check_tokens(tree, execution, batches=(2,)):
     sides = {n: m.image_size for n, m in full.models.items()}
     kept = []
     for scale in (1.0, 1.05):
-        with torch.no_grad():
-            for p in (*tree.parameters(), *full.parameters(), *tower.parameters()):
-                p.mul_(scale)
+        for p in (*tree.parameters(), *full.parameters(), *tower.parameters()):
+            p.mul_(scale)
         for batch in batches:
             for _ in range(2):
                 pixels = torch.randn(batch, 3, tree.image_size, tree.image_size, device=device)
@@ -49,8 +49,9 @@ def check_tokens(tree, execution, batches=(2,)):
                 each = {n: torch.randn(batch, 3, side, side, device=device) for n, side in sides.items()}
                 kept.append((whole(each), full(each)))
     for tokens, expected in kept:  # after all calls: no later one wrote over an earlier one's tokens
-        torch.testing.assert_close(tokens, expected.detach(), atol=1e-4, rtol=1e-4)
-    assert execution == "eager" or not call(pixels).requires_grad
+        torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)
+    with torch.enable_grad():
+        assert execution == "eager" or not call(pixels).requires_grad
 
 
 COMPILED = {"cpu": ("compile",), "cuda": ("compile", "compiled-graphs")}
@@ -61,7 +62,7 @@ def test_compiled(tree_of, tmp_path, device):
     """In a process of its own: torch's compiler wants setuptools before anything imports the old distutils."""
     tree_of("dinov2", "siglip").save_pretrained(tmp_path / "tree")
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path / "tree"), device], capture_output=True, text=True, timeout=500
+        [sys.executable, __file__, str(tmp_path / "tree"), device], capture_output=True, text=True, timeout=290
     )
     assert done.returncode == 0, done.stderr
 
@@ -70,7 +71,7 @@ def check_compiled(path, device):
     torch.backends.cudnn.allow_tf32 = False
     tree = VSTEncoder.from_pretrained(path).to(device)
     for execution in COMPILED[device]:
-        check_tokens(tree, execution, batches=(2,) if device == "cpu" else (1, 2))
+        check_tokens(tree, execution, batches=(1, 2) if execution in CAPTURED else (2,))  # compiling takes long
         rows = measure_tree(tree, device=device, repeats=1, execution=execution, show_progress=False)
         assert [r["name"] for r in rows if r["kind"] == "full"] == ["all in full", f"all in full, {execution}"]
         hidden = [r["execution"] == "compile" and device == "cpu" for r in rows]

@@ -28,6 +28,7 @@ def test_latency_in_bf16(tree_of, device, execution):
 
 
 def test_latency_command(tree_of, device, tmp_path):
+    pytest.importorskip("matplotlib")
     config = BenchmarkConfig([1], ["bfloat16"], repeats=1, device=device)
     rows = benchmark(tree_of(), config, tmp_path / "run", show_progress=False)
     assert (tmp_path / "run" / "latency.png").stat().st_size > 0

@@ -105,7 +105,29 @@ class Bent(nn.Module):
         return x.tanh()
 
 
-@pytest.mark.parametrize("inner", [Bent(), nn.Sequential(Bent(), nn.Linear(4, 4)), nn.Linear(4, 4, bias=False)])
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Rectified(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+TIED = nn.Linear(4, 4)
+STAYS = {
+    "bent": Bent(),
+    "begins bent": nn.Sequential(Bent(), nn.Linear(4, 4)),
+    "no bias": nn.Linear(4, 4, bias=False),
+    "residual": Residual(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+    "rectified": Rectified(4, 4),
+    "tied": nn.Sequential(TIED, nn.ReLU(), TIED),
+    "empty": nn.Sequential(),
+}
+
+
+@pytest.mark.parametrize("inner", STAYS.values(), ids=STAYS)
 def test_what_has_no_linear_ends_stays(inner):
     part = Standardised(inner, 4, 4)
     with torch.no_grad():
@@ -121,3 +143,24 @@ def test_wrong_calls(tree_of, tmp_path):
     folder = tree_of().save_pretrained(tmp_path / "tree")
     with pytest.raises(ValueError, match=r"fold is 'yes'"):
         VSTEncoder.from_pretrained(folder, fold="yes")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_was_saved_in_few_digits_is_folded_in_many(tree_of, tmp_path, alone):
+    """A file of bf16 loaded in fp32: folded as it is loaded it is what folding after it gives."""
+    tree = tree_of("dinov2", "clip", stitch="mlp")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for stitch in tree.stitches().values():
+            for name, buffer in stitch.named_buffers():
+                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5 * name.endswith("std"))
+    for stitch in tree.stitches().values():
+        stitch.bfloat16()
+    folder = tmp_path / "tree"
+    (tree.save_stitches if alone else tree.bfloat16().save_pretrained)(folder)
+    pixels = torch.randn(2, 3, tree.image_size, tree.image_size, generator=generator)
+    expected = VSTEncoder.from_pretrained(folder, dtype="float32").fold()
+    found = VSTEncoder.from_pretrained(folder, dtype="float32", fold=True)
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    with torch.no_grad():
+        torch.testing.assert_close(found(pixels), expected(pixels), rtol=1e-5, atol=1e-5)

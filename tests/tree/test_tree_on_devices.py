@@ -98,6 +98,7 @@ def test_a_gpu_holds_no_more_than_the_blocks_of_a_split(saved, split, dtype):
 @pytest.mark.cuda
 def test_transformers_loads_it_straight_to_a_gpu(saved):
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
     pytest.importorskip("llava_integration")
     folder, _ = saved
     tree = VSTEncoder.from_pretrained(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from gpu_steps.options import made, options
-from gpu_steps.work import Skipped, Work
+from gpu_steps.work import Skipped, Work, needs
 from vst.demo import assets
 from vst.demo.config import DemoConfig
 from vst.demo.job import run_demo
@@ -36,6 +36,7 @@ def protocol_config(dry: bool) -> ProtocolConfig:
 
 def run(work: Work) -> str:
     """Run what is missing of both; the rows of each are kept as they come."""
+    needs("sklearn", "matplotlib", "accelerate")
     if lacking := assets.missing():
         raise Skipped(f"the demo's assets are not there ({', '.join(lacking)}): see docs/gpu.md")
     demo, protocol = work.folder("demo"), work.folder("protocol")

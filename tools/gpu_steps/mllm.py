@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from gpu_steps.options import made, options
-from gpu_steps.work import Skipped, Work
+from gpu_steps.work import Skipped, Work, needs
 from vst.demo import assets as encoders
 
 
 def run(work: Work) -> str:
     """Run what is missing of it; needs transformers, and the demo's assets."""
+    needs("transformers", "accelerate", "matplotlib")
     try:
         from llava_integration.demo import assets
         from llava_integration.demo.config import LlavaDemoConfig

@@ -7,8 +7,9 @@ from collections import Counter
 from typing import Any
 
 from gpu_steps.work import ROOT, Incomplete, Skipped, Work, clean
-from vst.results.folders import write_json
+from vst.results.folders import read_json, write_json
 
+_LAST = ("test_runtimes.py", "test_execution.py", "test_fit_on_devices.py")  # what compiles, and processes: the longest
 _ASKS = re.compile(r"\b(cuda|device)\b")  # by the marker, or by the fixture whose GPU half is marked
 
 
@@ -16,8 +17,18 @@ class Recorder:
     """Writes down every test's outcome, atomically after each, so that a time limit loses none of them."""
 
     def __init__(self, work: Work) -> None:
-        self.work, self.tests = work, {}  # type: ignore[var-annotated]
-        self.errors: list[str] = []
+        self.work, self.errors = work, []  # type: ignore[var-annotated]
+        self.tests: dict[str, dict[str, Any]] = {}
+        path = work.out / "results.json"
+        if path.is_file():  # of a call before this one: what passed then is not run again
+            before = read_json(path)["tests"]
+            self.tests = {name: test for name, test in before.items() if test["outcome"] == "passed"}
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        """Leave out what passed before."""
+        done = [item for item in items if item.nodeid in self.tests]
+        config.hook.pytest_deselected(items=done)
+        items[:] = [item for item in items if item.nodeid not in self.tests]
 
     def counts(self) -> Counter[str]:
         """Tests by outcome."""
@@ -61,12 +72,14 @@ def run(work: Work) -> str:
         import pytest
     except ImportError:
         raise Skipped("pytest is not installed") from None
-    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if _ASKS.search(path.read_text())]
+    found = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if _ASKS.search(path.read_text())]
+    files = [str(path) for path in sorted(found, key=lambda path: path.name in _LAST)]
     recorder = Recorder(work)
     words = ["-m", "cuda", "-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     # What pyproject.toml says of plugins that are not installed brings a warning and nothing else.
     status = pytest.main([*words, f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), *files], plugins=[recorder])
     recorder.write()
-    if not recorder.tests or recorder.errors or recorder.counts()["failed"] or status != 0:
+    none_left = status == pytest.ExitCode.NO_TESTS_COLLECTED and recorder.tests
+    if not recorder.tests or recorder.errors or recorder.counts()["failed"] or (status != 0 and not none_left):
         raise Incomplete(recorder.told())
     return recorder.told()

@@ -21,6 +21,7 @@ from vst.measure.throughput import ONE_PASS, measure_fit
 from vst.results.folders import Run, atomic_path
 from vst.results.tables import markdown
 from vst.tree.config import VSTConfig
+from vst.tree.encoder import VSTEncoder
 
 _SPLITS = [2, 6, 10, 14, 18, 22]
 _KINDS = {"kept": False, "recomputed": True}
@@ -59,7 +60,7 @@ def _fit(run: Run, work: Work, config: VSTConfig, kind: str, options: dict[str, 
 def _reading(run: Run, work: Work, config: VSTConfig) -> None:
     folder = work.scratch / "pictures"
     make_pictures(folder, 16 if work.dry else 256)
-    tree = random_tree(config, "cpu", torch.float32)
+    tree = VSTEncoder.skeleton(config)  # its preparations are asked for, not its weights
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = [
         measure_reading(folder, transforms(tree), workers=workers, batch_size=4 if work.dry else 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -74,6 +75,16 @@ class Work:
             raise Incomplete("; ".join(failed))
 
 
+def needs(*packages: str) -> None:
+    """See that packages are installed.
+
+    Raises:
+        Skipped: some are not.
+    """
+    if lacking := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise Skipped(f"packages are not installed ({', '.join(lacking)})")
+
+
 def sentence(error: BaseException) -> str:
     """An error in one line, without a path of the machine, and not a long one."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -83,6 +94,8 @@ def sentence(error: BaseException) -> str:
 def clean(text: str) -> str:
     """A text without this machine's folders."""
     names = {ROOT: ".", Path(sys.prefix): "PYTHON", Path(tempfile.gettempdir()): "TMP", Path.home(): "~"}
+    if given := os.environ.get("VST_HOME"):
+        names[Path(given).expanduser()] = "VST_HOME"
     for path, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
         if len(str(path)) > 1:
             text = text.replace(f"{path}{os.sep}", f"{name}{os.sep}").replace(str(path), name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vst.export.programs import FORMATS, check_export, export_tree, target_folder
+from vst.models.fields import dtype_of
 from vst.tree.encoder import VSTEncoder
 from vst.tree.saving import read_config
 from vst.tree.splits import split_label
@@ -33,12 +34,12 @@ def export(
             [batch, 3, S, S], any number of pictures a call; output: tokens [batch, tokens, width].
         split: which, one for all branches or one by branch name; default: the tree's own.
         format: onnx (needs the packages onnx and onnxscript, and onnxruntime for the comparison) or torch-export.
-        dtype: of weights and pixels: float32, float16 or bfloat16.
+        dtype: of weights and pixels: float32, float16, or (torch-export alone) bfloat16.
         by_branch: an output of patch tokens for each branch, by its name, in place of the fused one.
         fold: fold the stitches' standardisation into their linear layers: the same tokens with fewer steps.
         overwrite: replace the export in out.
     """
-    check_export(format, by_branch, fold, overwrite)
+    check_export(format, dtype_of(dtype), by_branch, fold, overwrite)
     target_folder(out, overwrite)
     chosen = read_config(path)[1].resolve(split)
     tree = VSTEncoder.from_pretrained(path, splits={name: [at] for name, at in chosen.items()}, dtype=dtype)

@@ -6,7 +6,8 @@ import importlib.util
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def export_tree(
         FileExistsError: the folder holds something, and ``overwrite`` is False or it is no export.
     """
     checked(tree, VSTEncoder, "tree")
-    check_export(format, by_branch, fold, overwrite)
+    check_export(format, _dtype(tree), by_branch, fold, overwrite)
     if (devices := {p.device.type for p in tree.parameters()}) != {"cpu"}:
         raise ValueError(f"The tree is on {', '.join(sorted(devices))}; expected on the CPU for an export: move it.")
     chosen, target = tree.config.resolve(split), target_folder(folder, overwrite)
@@ -139,7 +140,7 @@ def _facts(tree: VSTEncoder, chosen: dict[str, int], format: str, by_branch: boo
     }
 
 
-def check_export(format: str, by_branch: bool, fold: bool, overwrite: bool) -> None:
+def check_export(format: str, dtype: torch.dtype, by_branch: bool, fold: bool, overwrite: bool) -> None:
     """See that options are what they may be, and that what the format needs is installed.
 
     Raises:
@@ -152,6 +153,11 @@ def check_export(format: str, by_branch: bool, fold: bool, overwrite: bool) -> N
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 6):
         raise ValueError(f"An export needs torch 2.6 or later; this is {torch.__version__}: install a newer one.")
     if format == "onnx":
+        if dtype == torch.bfloat16:
+            raise ValueError(
+                "dtype is bfloat16, in which ONNX as it is written here has no convolution: export in float32 or "
+                "float16, or by the format torch-export."
+            )
         _need("onnx", "onnxscript")
 
 
@@ -241,17 +247,18 @@ def _compared(tree: VSTEncoder, chosen: dict[str, int], path: Path, format: str,
         runtime = "onnxruntime on the CPU"
         try:
             run = onnx_runner(path)
-        except Exception as error:  # its own kinds, such as an operator that it lacks for a dtype
-            return Parity(None, (), None, f"onnxruntime does not take it ({' '.join(str(error).split())[:300]})")
+        except Exception as error:
+            told = " ".join(str(error).replace(str(path), path.name).split())[:300]
+            if type(error).__name__ != "NotImplemented":  # an operator that it lacks, for a dtype or at all
+                raise ValueError(f"What was exported cannot be run, so it was not kept: onnxruntime: {told}") from None
+            return Parity(None, (), None, f"onnxruntime does not take it ({told})")
     else:
         runtime, run = "torch", torch.export.load(path).module()
-    worst, was = 0.0, tree.training
+    worst = 0.0
     for batch in _COMPARED:
         pixels = _pixels(tree, batch)
-        with torch.no_grad():
-            tree.eval()
+        with torch.no_grad(), _evaluated(tree):
             own = tree.branch_tokens(pixels, chosen).values() if by_branch else [tree(pixels, split=chosen)]
-            tree.train(was)
             for want, found in zip(own, run(pixels), strict=True):
                 off = float((found.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30))
                 worst = max(worst, off if math.isfinite(off) else math.inf)
@@ -262,6 +269,18 @@ def _compared(tree: VSTEncoder, chosen: dict[str, int], path: Path, format: str,
             f"format ({', '.join(FORMATS)})."
         )
     return Parity(runtime, _COMPARED, worst)
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Every part in evaluation for a while, and then as it was."""
+    were = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in were.items():
+            part.training = training
 
 
 def onnx_runner(path: Path, threads: int | None = None) -> Callable[[Tensor], list[Tensor]]:

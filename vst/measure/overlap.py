@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -168,7 +168,8 @@ class Overlapped(nn.Module):
         if self._pool is None:
             self._side, self._pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
         # Without autocast's cache of cast weights: it is emptied after the call, and replays would read freed memory.
-        autocast = torch.autocast("cuda", dtype=cast or torch.bfloat16, enabled=cast is not None, cache_enabled=False)
+        # Where none is on it stays untouched: what was compiled before would be compiled again under it.
+        autocast = nullcontext() if cast is None else torch.autocast("cuda", dtype=cast, cache_enabled=False)
         graph, side = torch.cuda.CUDAGraph(), self._side
         with torch.cuda.device(self.device), autocast:
             side.wait_stream(torch.cuda.current_stream(self.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -120,7 +121,8 @@ def measure_runtimes(
             except _CAUGHT as error:
                 if reference is None:  # without what all is compared with there is nothing to tell
                     raise
-                left_out[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                left_out[name] = re.sub(r"(/[^\s/'\"]+)+/", ".../", told)  # a result names no folder of a machine
                 continue
             finally:
                 bar.step(name)

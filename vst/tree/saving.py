@@ -170,17 +170,15 @@ class OnDisk(nn.Module):
             tree = cls.skeleton(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items()}
             tree.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, possible, kind), strict=True, assign=True)
-            if fold:
-                _fold(tree, folder / WEIGHTS, possible)
         elif (folder / STITCHES).is_file():
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
             tree.load_state_dict(_read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
-            for _, stitch in _stitches(tree) if fold else ():
-                stitch.fold()
             tree = tree if kind is None else tree.to(kind)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
+        if fold:
+            _fold(tree, folder / (WEIGHTS if (folder / WEIGHTS).is_file() else STITCHES), possible)
         return tree.freeze()
 
 
@@ -372,13 +370,14 @@ def _stitches(tree: Any) -> list[tuple[str, Any]]:
 
 
 def _fold(tree: Any, path: Path, possible: dict[str, torch.Size]) -> None:
-    """Fold stitches as they were saved, not as they were cast: digits that a cast drops would count more."""
+    """Fold stitches as they were saved, in float32 at least: digits that a cast drops would count more."""
     for place, stitch in _stitches(tree):
         prefix = f"{place}."
         wanted = {f"{prefix}{k}": v.shape for k, v in stitch.state_dict().items()}
         kinds = {k: v.dtype for k, v in stitch.state_dict().items()}
         saved = _read_tensors(path, wanted, possible, None)
-        stitch.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items()}, strict=True, assign=True)
+        wide = {k.removeprefix(prefix): v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in saved.items()}
+        stitch.load_state_dict(wide, strict=True, assign=True)
         stitch.fold()
         cast = {k: v.to(kinds[k]) for k, v in stitch.state_dict().items()}
         _check_finite(cast, f"Folded, {place} has", ": load the tree without fold")

@@ -89,11 +89,12 @@ def ends(inner: nn.Module) -> tuple[Sequence[nn.Linear], Sequence[nn.Linear]] | 
     told: Any = getattr(inner, "ends", None)
     if told is not None:
         return told()
-    if isinstance(inner, nn.Sequential) and len(inner):
-        first, last = inner[0], inner[-1]
-    else:
-        first = last = inner
-    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear) or first.bias is None or last.bias is None:
+    # Exact types: a class of somebody's own that is derived from these may do more in its forward.
+    parts = list(inner) if type(inner) is nn.Sequential else [inner]
+    if not parts or (len(parts) > 1 and parts[0] is parts[-1]):  # one layer at both ends cannot be two
+        return None
+    first, last = parts[0], parts[-1]
+    if type(first) is not nn.Linear or type(last) is not nn.Linear or first.bias is None or last.bias is None:
         return None
     return [first], [last]
 
