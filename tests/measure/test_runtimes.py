@@ -8,8 +8,9 @@ import torch
 
 from vst import cli
 from vst.measure import runtimes
+from vst.measure.benchmark import RoundsConfig
 from vst.measure.execution import runner
-from vst.measure.runtimes import RuntimesConfig, compare_runtimes, measure_runtimes
+from vst.measure.runtimes import compare_runtimes, measure_runtimes
 from vst.measure.tables import runtimes_notes, runtimes_rows, timings_markdown
 
 
@@ -82,7 +83,7 @@ def test_what_a_machine_lacks_is_left_out_with_its_reason(tree, monkeypatch):
 
 
 def test_runs_are_kept_and_go_on(tree, quick, tmp_path, monkeypatch):
-    config, folder = RuntimesConfig([1, 2], repeats=1, device="cpu"), tmp_path / "run"
+    config, folder = RoundsConfig([1, 2], repeats=1, device="cpu"), tmp_path / "run"
     own, measured = runtimes.measure_runtimes, []
 
     def stops(*args, batch_size, **options):
@@ -118,7 +119,7 @@ def test_bad_options(tree):
         with pytest.raises(ValueError, match=words):
             measure_runtimes(tree, 1, device="cpu", show_progress=False, **options)
     with pytest.raises(ValueError, match="resume and overwrite need a run folder"):
-        compare_runtimes(tree, RuntimesConfig(device="cpu"), resume=True)
+        compare_runtimes(tree, RoundsConfig(device="cpu"), resume=True)
     with pytest.raises(ValueError, match="7"):
         measure_runtimes(tree, 7, device="cpu", show_progress=False)
 

@@ -25,35 +25,64 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """What is measured.
+class RoundsConfig:
+    """What is called in interleaved rounds.
 
     Attributes:
         batch_sizes: pictures a call.
         dtypes: float32, bfloat16 or float16, of weights and pixels.
-        repeats: counted rounds for each pair of the two; in each round every tower is called once.
+        repeats: counted rounds; in each of them everything that is compared is called once.
         device: auto, cpu, cuda or cuda:N.
-        execution: eager, streams, graphs, compile or compiled-graphs: how towers are run, see
-            vst/measure/execution.py.
     """
 
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     dtypes: list[str] = field(default_factory=lambda: ["float32"])
     repeats: int = 15
     device: str = "auto"
-    execution: str = "eager"
 
     def __post_init__(self) -> None:
         check_fields(self, {"batch_sizes": MOST_BATCH})
         if unknown := set(self.dtypes) - set(DTYPES):
             raise ValueError(f"dtype is {min(unknown)!r}; expected float32, float16 or bfloat16.")
-        if self.execution not in EXECUTIONS:
-            raise ValueError(f"execution is {self.execution!r}; expected {', '.join(EXECUTIONS)}.")
         if not self.batch_sizes or not self.dtypes or min([self.repeats, *self.batch_sizes]) < 1:
             raise ValueError(
                 f"batch sizes {self.batch_sizes}, dtypes {self.dtypes} and repeats {self.repeats}: expected at least "
                 "one of each, and numbers of at least 1."
             )
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(RoundsConfig):
+    """Rounds for each pair of batch size and dtype; see :class:`RoundsConfig`.
+
+    Attributes:
+        execution: eager, streams, graphs, compile or compiled-graphs: how towers are run, see
+            vst/measure/execution.py.
+    """
+
+    execution: str = "eager"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.execution not in EXECUTIONS:
+            raise ValueError(f"execution is {self.execution!r}; expected {', '.join(EXECUTIONS)}.")
+
+
+def run_in(
+    folder: str | Path | None, described: Mapping[str, Any], device: str, *, resume: bool, overwrite: bool
+) -> Run | None:
+    """A run in a folder, begun or gone on with; None where there is no folder.
+
+    Raises:
+        ValueError: ``resume`` or ``overwrite`` without a folder, or a run that was begun with other options.
+    """
+    checked(resume, bool, "resume")
+    checked(overwrite, bool, "overwrite")
+    if folder is None:
+        if resume or overwrite:
+            raise ValueError("resume and overwrite need a run folder (out): name the run's.")
+        return None
+    return Run(folder, described, resume=resume and Path(folder).exists(), overwrite=overwrite, device=device)
 
 
 def benchmark(
@@ -80,14 +109,9 @@ def benchmark(
     """
     check_tree(tree, "benchmark")
     checked(config, BenchmarkConfig, "config")
-    checked(resume, bool, "resume")
-    checked(overwrite, bool, "overwrite")
-    device, run = usable_device(config.device), None
-    if folder is None and (resume or overwrite):
-        raise ValueError("resume and overwrite need a run folder (out): name the run's.")
-    if folder is not None:
-        described = {"tree": tree.config.to_dict(), **asdict(config), "device": device}
-        run = Run(folder, described, resume=resume and Path(folder).exists(), overwrite=overwrite, device=device)
+    device = usable_device(config.device)
+    described = {"tree": tree.config.to_dict(), **asdict(config), "device": device}
+    run = run_in(folder, described, device, resume=resume, overwrite=overwrite)
     rows: list[dict[str, Any]] = []
     for dtype in config.dtypes:
         for batch in config.batch_sizes:

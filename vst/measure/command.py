@@ -90,11 +90,12 @@ def runtimes(
         resume: go on with a stopped run in out.
         overwrite: replace the run in out.
     """
-    from vst.measure.runtimes import RuntimesConfig, compare_runtimes
+    from vst.measure.benchmark import RoundsConfig
+    from vst.measure.runtimes import compare_runtimes
     from vst.measure.tables import runtimes_table
 
     batches, dtypes = batch_size if isinstance(batch_size, list) else [batch_size], dtype
-    config = RuntimesConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device)
+    config = RoundsConfig(batches, [dtypes] if isinstance(dtypes, str) else dtypes, repeats, device)
     usable_device(device)
     if path is not None and tree is None:
         chosen = read_config(path)[1].resolve(split)

@@ -7,7 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +17,17 @@ from torch import Tensor
 from vst.export.programs import alone_at, export_tree, onnx_runner
 from vst.fit.heldout import check_tree
 from vst.fit.precision import usable_device
-from vst.measure.benchmark import DTYPES
+from vst.measure.benchmark import RoundsConfig, run_in
 from vst.measure.execution import CAPTURED, EXECUTIONS, runner
-from vst.measure.latency import MOST_BATCH, latency_of, timed_rounds
-from vst.models.fields import check_fields, checked
+from vst.measure.latency import latency_of, timed_rounds
+from vst.models.fields import checked
 from vst.results.finished import ROWS, as_written
-from vst.results.folders import Run
 from vst.results.progress import progress
 from vst.tree.encoder import VSTEncoder
 from vst.tree.splits import Split, split_label
 
 FOLDED, ONNXRUNTIME = "folded", "onnxruntime"
 _CAUGHT = (RuntimeError, ValueError, ImportError, OSError)  # what a way that a machine lacks raises at its first call
-
-
-@dataclass(frozen=True)
-class RuntimesConfig:
-    """What is measured.
-
-    Attributes:
-        batch_sizes: pictures a call.
-        dtypes: float32, bfloat16 or float16, of weights and pixels; the first one's eager call is the reference.
-        repeats: counted rounds for each batch size; in each of them every way is called once.
-        device: auto, cpu, cuda or cuda:N.
-    """
-
-    batch_sizes: list[int] = field(default_factory=lambda: [1])
-    dtypes: list[str] = field(default_factory=lambda: ["float32"])
-    repeats: int = 15
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_fields(self, {"batch_sizes": MOST_BATCH})
-        if unknown := set(self.dtypes) - set(DTYPES):
-            raise ValueError(f"dtype is {min(unknown)!r}; expected float32, float16 or bfloat16.")
-        if not self.batch_sizes or not self.dtypes or min([self.repeats, *self.batch_sizes]) < 1:
-            raise ValueError(
-                f"batch sizes {self.batch_sizes}, dtypes {self.dtypes} and repeats {self.repeats}: expected at least "
-                "one of each, and numbers of at least 1."
-            )
 
 
 def ways(device: str) -> list[str]:
@@ -100,7 +72,7 @@ def measure_runtimes(
         ValueError: bad options, or a device that is not there.
     """
     check_tree(tree, "measure_runtimes")
-    config = RuntimesConfig([batch_size], ["float32"] if dtypes is None else dtypes, repeats, device)
+    config = RoundsConfig([batch_size], ["float32"] if dtypes is None else dtypes, repeats, device)
     where = usable_device(config.device)
     chosen = tree.config.resolve(split)
     pixels = torch.randn(batch_size, 3, tree.image_size, tree.image_size, generator=torch.Generator().manual_seed(0))
@@ -159,7 +131,7 @@ def _call(
 
 def compare_runtimes(
     tree: VSTEncoder,
-    config: RuntimesConfig,
+    config: RoundsConfig,
     split: Split | None = None,
     folder: str | Path | None = None,
     *,
@@ -171,7 +143,7 @@ def compare_runtimes(
 
     Args:
         tree: which.
-        config: what is measured.
+        config: what is measured; the first dtype's eager call is the reference.
         split: as of :func:`measure_runtimes`.
         folder: run folder; None keeps nothing.
         resume: go on with a stopped run: batch sizes that were measured are not measured again.
@@ -182,15 +154,10 @@ def compare_runtimes(
         ValueError: bad options, or a device that is not there.
     """
     check_tree(tree, "compare_runtimes")
-    checked(config, RuntimesConfig, "config")
-    checked(resume, bool, "resume")
-    checked(overwrite, bool, "overwrite")
-    device, run = usable_device(config.device), None
-    if folder is None and (resume or overwrite):
-        raise ValueError("resume and overwrite need a run folder (out): name the run's.")
-    if folder is not None:
-        facts = {"tree": tree.config.to_dict(), "at": tree.config.resolve(split), **asdict(config), "device": device}
-        run = Run(folder, facts, resume=resume and Path(folder).exists(), overwrite=overwrite, device=device)
+    checked(config, RoundsConfig, "config")
+    device = usable_device(config.device)
+    facts = {"tree": tree.config.to_dict(), "at": tree.config.resolve(split), **asdict(config), "device": device}
+    run = run_in(folder, facts, device, resume=resume, overwrite=overwrite)
     results = []
     for batch in config.batch_sizes:
         key = f"batch{batch}"

@@ -9,31 +9,27 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vst.data.preparation import asked_otherwise
 from vst.models.checkpoints.preparation import processor_settings
 from vst.models.fields import checked, dtype_of, shown
-from vst.models.finite import not_finite, some
 from vst.models.inputs import check_tensors
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.tree.card import model_card
 from vst.tree.config import MODEL_TYPE, VSTConfig
 from vst.tree.seal import check_config, check_sums, write_sealed
+from vst.tree.tensors import check_finite, opened, read_tensors
 
 Tree = TypeVar("Tree", bound="OnDisk")
 CONFIG, WEIGHTS, STITCHES, CARD = "config.json", "model.safetensors", "stitches.safetensors", "README.md"
 PREPROCESSOR = "preprocessor_config.json"  # read by transformers alone: here the config says all of it
-FLOATING = ("F32", "F16", "BF16", "F64")  # as safetensors calls them
 MOST_CONFIG_BYTES = 2**24
 
 
@@ -94,7 +90,7 @@ class OnDisk(nn.Module):
                 f"{folder} already holds {', '.join(present)}: choose another folder, or pass overwrite=True "
                 "(--overwrite true)."
             )
-        _check_finite(
+        check_finite(
             tensors,
             "The tree holds",
             ", so it is not saved: a training diverged or a cast overflowed; go back to what was saved before",
@@ -133,7 +129,7 @@ class OnDisk(nn.Module):
             raise FileNotFoundError(f"{path} is missing: restore it, or make it anew.")
         own = {k: v.shape for k, v in self.state_dict().items()}
         wanted = {k: shape for k, shape in own.items() if _is_stitch(k)}
-        self.load_state_dict(_read_tensors(path, wanted, own, None), strict=False)
+        self.load_state_dict(read_tensors(path, wanted, own, None), strict=False)
 
     @classmethod
     def from_pretrained(
@@ -169,11 +165,11 @@ class OnDisk(nn.Module):
         if (folder / WEIGHTS).is_file():
             tree = cls.skeleton(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items()}
-            tree.load_state_dict(_read_tensors(folder / WEIGHTS, wanted, possible, kind), strict=True, assign=True)
+            tree.load_state_dict(read_tensors(folder / WEIGHTS, wanted, possible, kind), strict=True, assign=True)
         elif (folder / STITCHES).is_file():
             tree = cls.from_config(config)
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
-            tree.load_state_dict(_read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
+            tree.load_state_dict(read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
             tree = tree if kind is None else tree.to(kind)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
@@ -244,7 +240,7 @@ def check_weights(folder: str | Path) -> None:
         raise FileNotFoundError(f"{folder} is incomplete: {lacks}; restore it, or make it anew.")
     for name in sorted(files):
         if name.endswith(".safetensors"):
-            with _opened(folder / name):
+            with opened(folder / name):
                 pass  # safetensors looks at the whole header, and at the file's length
 
 
@@ -260,7 +256,7 @@ def check_seal(folder: str | Path) -> None:
     path = read_config(folder)[0] / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: restore it, or make it anew.")
-    with _opened(path) as file:
+    with opened(path) as file:
         check_sums(path, file.metadata(), ((k, file.get_tensor(k)) for k in file.keys()))  # noqa: SIM118 (not a dict)
 
 
@@ -313,7 +309,7 @@ def read_config(
 
 def _check_bounds(path: Path, config: VSTConfig) -> None:
     """Refuse a config that asks for more than its file of weights holds, before anything of that size is built."""
-    with _opened(path) as file:
+    with opened(path) as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
         check_config(path, file.metadata(), config)
     held = sum(math.prod(shape) for shape in shapes.values())
@@ -337,33 +333,6 @@ def _from_hub(repo_id: str, revision: str | None, files: list[str]) -> Path:
         ) from error
 
 
-def _read_tensors(
-    path: Path, wanted: dict[str, torch.Size], possible: dict[str, torch.Size], dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    """Tensors of a file that must hold all that is wanted and nothing beyond what is possible, finite."""
-    with _opened(path) as file:
-        given = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-        shapes = {k: tuple(v.get_shape()) for k, v in given.items()}
-        check_tensors(
-            str(path),
-            wanted,
-            {k: s for k, s in shapes.items() if k in wanted or k not in possible},
-            "The folder is damaged or its config belongs to another tree: save or fetch it again.",
-        )
-        if odd := sorted({given[k].get_dtype() for k in wanted} - set(FLOATING)):
-            raise ValueError(f"{path} holds tensors of {', '.join(odd)}; expected weights of {', '.join(FLOATING)}.")
-        out = {k: file.get_tensor(k) for k in wanted}
-        check_sums(path, file.metadata(), out.items())
-    if dtype is None and len(kinds := {v.dtype for v in out.values()}) > 1:
-        dtype = reduce(torch.promote_types, kinds)  # blocks of one dtype do not take the tokens of another
-    _check_finite(out, f"{path} holds", ": the training diverged or the file is damaged: fit, save or fetch it again")
-    if dtype is not None:
-        cast = {k: v.to(dtype) for k, v in out.items()}
-        _check_finite(cast, f"As {dtype}, {path} has", ": load it in a dtype of a wider range, such as bfloat16")
-        return cast
-    return out
-
-
 def _stitches(tree: Any) -> list[tuple[str, Any]]:
     """Stitches by the place that their tensors are saved under."""
     return [(f"branches.{name}.stitches.{split}", s) for (name, split), s in tree.stitches().items()]
@@ -375,29 +344,13 @@ def _fold(tree: Any, path: Path, possible: dict[str, torch.Size]) -> None:
         prefix = f"{place}."
         wanted = {f"{prefix}{k}": v.shape for k, v in stitch.state_dict().items()}
         kinds = {k: v.dtype for k, v in stitch.state_dict().items()}
-        saved = _read_tensors(path, wanted, possible, None)
+        saved = read_tensors(path, wanted, possible, None)
         wide = {k.removeprefix(prefix): v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in saved.items()}
         stitch.load_state_dict(wide, strict=True, assign=True)
         stitch.fold()
         cast = {k: v.to(kinds[k]) for k, v in stitch.state_dict().items()}
-        _check_finite(cast, f"Folded, {place} has", ": load the tree without fold")
+        check_finite(cast, f"Folded, {place} has", ": load the tree without fold")
         stitch.load_state_dict(cast, strict=True, assign=True)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged; restore it, or make or fetch it again."
-        ) from error
-
-
-def _check_finite(tensors: Mapping[str, Tensor], what: str, hint: str) -> None:
-    if bad := not_finite(tensors):
-        raise ValueError(f"{what} numbers that are not finite in {some(bad)}{hint}.")
 
 
 def _is_stitch(key: str) -> bool:

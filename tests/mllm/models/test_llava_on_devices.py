@@ -5,18 +5,12 @@ import torch
 
 pytest.importorskip("transformers")
 
-from llava_integration.models.assemble import assemble
+from speaking_kit import speaking
 
 
 def asked(tree_of, lm, pictures):
     """A model whose answers differ by picture, and a batch of prompts of unequal length."""
-    model, processor = assemble(tree_of("dinov2", "clip", splits=(1, 3), split=3), *lm())
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for p in [*model.model.language_model.parameters(), *model.model.multi_modal_projector.parameters()]:
-            if p.ndim > 1:
-                p.normal_(0, 0.3)
-        model.lm_head.weight[:3] = 0  # no end: answers are of one length
+    model, processor = speaking(tree_of, lm)
     content = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     batch = processor(
