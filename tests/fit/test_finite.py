@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from vst import VSTEncoder, fit_stitches
-from vst.fit.matching import Matcher, Teacher
+from vst.fit.matching import Matcher
+from vst.fit.teacher import Teacher
 
 
 def spoiled_from(monkeypatch, call, only=None):

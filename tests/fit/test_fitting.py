@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from vst import FitConfig, VSTEncoder, evaluate_stitches, fit_stitches
 from vst.fit.cache import TargetCache, cache_bytes, check_room, digest
 from vst.fit.config import rate_factor
-from vst.fit.heldout import transforms
-from vst.fit.matching import Matcher, Teacher
+from vst.fit.matching import Matcher
+from vst.fit.teacher import Teacher, transforms
 
 SCRIPT = Path(__file__).parents[2] / "train" / "stitch.py"
 

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from vst import VSTEncoder, evaluate_stitches, load_vfm
-from vst.fit.matching import TRUNK_PIXELS, Calibrations, Matcher, Teacher, transforms
+from vst.fit.calibrations import Calibrations
+from vst.fit.matching import Matcher
 from vst.fit.similarity import AgreementSums, CKASums, FrechetSums
+from vst.fit.teacher import TRUNK_PIXELS, Teacher, transforms
 
 
 def batch_of(tree, pictures):

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from vst.data.pictures import ImageSet
-from vst.fit.heldout import transforms
+from vst.fit.teacher import transforms
 from vst.measure.reading import measure_reading
 
 

@@ -10,7 +10,8 @@ import torch
 
 from vst import cli
 from vst.fit.cache import TargetCache
-from vst.fit.matching import Matcher, Teacher
+from vst.fit.matching import Matcher
+from vst.fit.teacher import Teacher
 from vst.measure.cost import fit_flops, tree_cost
 from vst.measure.inspect import inspect_tree
 from vst.measure.scaling import check_division, measure_scaling

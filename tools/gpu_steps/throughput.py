@@ -13,7 +13,7 @@ from PIL import Image
 
 from gpu_steps.towers import plan, random_tree
 from gpu_steps.work import Work
-from vst.fit.heldout import transforms
+from vst.fit.teacher import transforms
 from vst.measure.matmul import matmul_rate
 from vst.measure.reading import measure_reading
 from vst.measure.tables import LLAVA_PICTURES, throughput_notes, throughput_rows

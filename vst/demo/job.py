@@ -272,7 +272,8 @@ class _Job:
     def _page(self, results: dict[str, Any], rows: Sequence[Mapping[str, Any]], kept: VSTEncoder) -> None:
         """Masks that were predicted and feature maps of the first seed's first test scenes."""
         tree = VSTEncoder.from_config(replace(kept.config, grid=MAP_GRID))
-        tree.load_state_dict({k: v for k, v in kept.state_dict().items() if ".stitches." in k}, strict=False)
+        # Positions are the sources', at this grid; all else is the tree's own, which may have been tuned.
+        tree.load_state_dict({k: v for k, v in kept.state_dict().items() if "pos_embed" not in k}, strict=False)
         tree.to(self.device)
         full = FullEncoders.load(tree.config).to(self.device)
         task = self.division(self.config.seeds[0]).tasks[SCENES]

@@ -9,9 +9,11 @@ from typing import Any
 
 from vst.data.images import PICTURE_MB
 from vst.fit.heldout import StitchReport
-from vst.fit.objectives import MATCHES, OBJECTIVES, closed_forms, fitting_objectives
+from vst.fit.objectives import MATCHES, OBJECTIVES, Objective, closed_forms, fitting_objectives
 from vst.fit.similarity import Agreement
+from vst.fit.tuning import TuneConfig
 from vst.models.fields import SEEDS, Limits, check_fields, known_options, mapping, number, one_of, shown
+from vst.results.later import later
 
 MOST_RATE = 1e30  # what a step multiplies has to fit a float32
 
@@ -23,7 +25,12 @@ class FitConfig:
     Attributes:
         objective: ``ffm`` (match the target's features), ``lfm`` (match at the seam), ``ridge`` or ``procrustes``
             (the closed-form start alone), or one of your own: see :mod:`vst.fit.objectives`.
-        match: units of the loss: ``channel``, ``raw`` or ``norm``; see :class:`vst.fit.objectives.Objective`.
+        match: units of the loss: ``channel``, ``raw``, ``mix`` or ``norm``; see
+            :class:`vst.fit.objectives.Objective`.
+        hints: compare at so many depths within the tail as well, evenly spread; their mean counts as much as the end.
+        beyond: compare at the target's last block as well, where the features are read before it (as LLaVA does).
+        tune: what of the models themselves is trained with the stitches and merged at the end; see
+            :class:`vst.fit.tuning.TuneConfig`.
         start: ``ridge`` or ``procrustes`` (closed forms) or ``random``.
         calibration: pictures for the closed form and the statistics.
         penalty: of the ridge regression, in standardised units.
@@ -62,11 +69,17 @@ class FitConfig:
     cache: str | None = None
     cache_limit_gb: float = 50.0
     workers: int = 0
-    picture_mb: int = PICTURE_MB
+    picture_mb: int = later(PICTURE_MB)
     save_every: int = 200
     deepspeed: str | None = None
+    hints: int = later(0)
+    beyond: bool = later(False)
+    tune: TuneConfig = later(TuneConfig)  # noqa: RUF009 (a field)
 
     def __post_init__(self) -> None:
+        if isinstance(self.tune, Mapping):  # as a file of options holds it
+            known_options(mapping(self.tune, "tune"), [f.name for f in fields(TuneConfig)], "tune")
+            object.__setattr__(self, "tune", TuneConfig(**self.tune))
         known = {
             "objective": fitting_objectives(),
             "match": MATCHES,
@@ -81,7 +94,7 @@ class FitConfig:
             raise ValueError(f"lr {self.lr} must be positive and warmup {self.warmup} lie in 0..1.")
         least = ("calibration", "epochs", "batch_size", "heldout", "save_every", "limit", "picture_mb")
         limits: dict[str, Limits] = dict.fromkeys(least, (1, None))
-        limits |= dict.fromkeys(("workers", "weight_decay", "penalty"), (0, None))
+        limits |= dict.fromkeys(("workers", "weight_decay", "penalty", "hints"), (0, None))
         check_fields(self, {**limits, "cache_limit_gb": (1e-9, None), "seed": SEEDS, "lr": (None, MOST_RATE)})
         objective = OBJECTIVES[self.objective]
         if objective.closed_form and self.start != self.objective:
@@ -92,9 +105,23 @@ class FitConfig:
         if self.match not in objective.units:
             fit = ", ".join(n for n in fitting_objectives() if self.match in OBJECTIVES[n].units)
             raise ValueError(f"match {self.match!r} goes with objective {fit} only, not with {self.objective!r}.")
+        self._check_depths(objective)
         for name in ("cache", "deepspeed"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} is ''; expected a path, or none at all.")
+
+    def _check_depths(self, objective: Objective) -> None:
+        """What needs a tail that is run, or steps at all."""
+        asked = {"hints": self.hints, "beyond": self.beyond, "tune.tails": self.tune.tails != "none"}
+        if objective.closed_form:
+            asked["tune.trunk"] = self.tune.trunk != "none"
+        through = not objective.closed_form and objective.depth(0, 2) > 0
+        if not through and (names := [name for name, value in asked.items() if value]):
+            raise ValueError(
+                f"{', '.join(names)} {'need' if names[1:] else 'needs'} an objective that "
+                f"{'is trained' if objective.closed_form else 'compares features behind the tail'}, such as ffm; got "
+                f"{self.objective!r}."
+            )
 
     @classmethod
     def of(cls, config: FitConfig | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> FitConfig:
@@ -124,6 +151,8 @@ class FitResult:
         steps, pictures: optimisation steps; readable pictures were drawn from so many.
         seconds: by phase, of the main process; of a resumed fit with those of the calls before it.
         cache_bytes: size of the target cache on disk when it is full; 0 without one.
+        own: of a tree whose trunk is tuned and keeps its own features, their agreement with the published trunk's, on
+            the held-out pictures.
     """
 
     reports: list[StitchReport]
@@ -134,10 +163,11 @@ class FitResult:
     pictures: int
     seconds: dict[str, float]
     cache_bytes: int = 0
+    own: Agreement | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict."""
-        return asdict(self)
+        """Plain nested dict, ``own`` left out where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "own" or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FitResult:
@@ -146,7 +176,8 @@ class FitResult:
             StitchReport(**{**r, "seam": Agreement(**r["seam"]), "final": Agreement(**r["final"])})
             for r in values["reports"]
         ]
-        return cls(**{**values, "reports": reports})
+        own = values.get("own")
+        return cls(**{**values, "reports": reports, "own": None if own is None else Agreement(**own)})
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from vst.data.pictures import ImageSet, collate
-from vst.fit.matching import TRUNK_PIXELS, Teacher, target_pixels, transforms
 from vst.fit.similarity import Agreement, AgreementSums, FrechetSums
+from vst.fit.teacher import TRUNK_PIXELS, Teacher, target_pixels, transforms
 from vst.models.fields import checked, shown, whole
 from vst.models.vfm import VFM
 from vst.results.progress import track
@@ -86,30 +87,15 @@ def evaluate_stitches(
     Raises:
         UnreadableHeldout: no picture could be read.
     """
-    check_tree(tree, "evaluate_stitches")
-    batch_size = whole(batch_size, "batch_size", (1, 2**31 - 1))
     checked(skipped, dict | None, "skipped")
-    checked(show_progress, bool, "show_progress")
-    if not isinstance(targets, Teacher):
-        checked(targets, Mapping[str, VFM] | None, "targets")
-    teacher = targets if isinstance(targets, Teacher) else Teacher(tree, targets)
-    device = next(tree.parameters()).device
-    teacher.to(device)
-    dataset = images if isinstance(images, ImageSet) else ImageSet(images, transforms(tree))
-    if indices is not None:
-        indices = checked(indices, Sequence[int], "indices", (-len(dataset), len(dataset) - 1))
-    subset = Subset(dataset, list(range(len(dataset)) if indices is None else indices))
-    loader = DataLoader(subset, batch_size=batch_size, collate_fn=collate)
+    heldout = _Heldout(tree, images, targets, indices, batch_size, "evaluate_stitches")
+    teacher, device = heldout.teacher, heldout.device
     keys = [(b.name, s) for b in tree.config.branches for s in b.splits]
     seam, final = {k: AgreementSums() for k in keys}, {k: AgreementSums() for k in keys}
     distance = {k: FrechetSums() for k in keys}
     pictures = 0
-    for pixels, kept, lost in track(loader, "held-out pictures", len(loader), show_progress):
-        if skipped is not None:
-            skipped.update({s.name: s.reason for s in lost})
-        if not kept:
-            continue
-        pictures += len(kept)
+    for pixels, kept in heldout.batches(skipped, show_progress):
+        pictures += kept
         taps = teacher.taps(pixels[TRUNK_PIXELS].to(device))
         for name, branch in tree.branches.items():
             target = teacher.target(name, pixels[target_pixels(name)].to(device))
@@ -121,7 +107,7 @@ def evaluate_stitches(
                 distance[name, split].update(branch.tail.patches(z), wanted)
                 final[name, split].update(branch.tail.patches(y1), branch.tail.patches(target[branch.config.stop]))
     if not pictures:
-        raise UnreadableHeldout(f"None of {len(subset)} held-out pictures could be read: give readable ones.")
+        raise heldout.unreadable()
     reports = []
     for name, split in keys:
         config = tree.branches[name].config
@@ -138,6 +124,82 @@ def evaluate_stitches(
             )
         )
     return reports
+
+
+@torch.no_grad()
+def evaluate_trunk(
+    tree: VSTEncoder,
+    images: Any,
+    *,
+    targets: Mapping[str, VFM] | Teacher | None = None,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 16,
+    show_progress: bool = False,
+) -> Agreement:
+    """Agreement of a tuned trunk's own features with those of the published trunk, patch tokens.
+
+    Args:
+        tree: which keeps its trunk's features; of one whose trunk is not tuned they agree to the bit.
+        images, indices, batch_size: as for :func:`evaluate_stitches`.
+        targets: a teacher, or the published trunk by its name in the tree, beside the branches' models; default: loaded
+            from the sources.
+
+    Raises:
+        UnreadableHeldout: no picture could be read.
+        ValueError: a tree without its trunk's features.
+    """
+    heldout = _Heldout(tree, images, targets, indices, batch_size, "evaluate_trunk")
+    config = tree.config
+    if not config.keep_trunk:
+        raise ValueError("This tree does not keep its trunk's own features (keep_trunk): there is nothing to compare.")
+    sums, depth = AgreementSums(), config.trunk_stop
+    for pixels, _ in heldout.batches(None, show_progress):
+        there = pixels[TRUNK_PIXELS].to(heldout.device)
+        given = tree.trunk.taps(heldout.teacher.cast(there), depth)[depth]
+        wanted = heldout.teacher.target(config.trunk_name, there)[depth]
+        sums.update(tree.trunk.patches(given), tree.trunk.patches(wanted))
+    if not sums.tokens:
+        raise heldout.unreadable()
+    return sums.result()
+
+
+class _Heldout:
+    """Pictures that a report is of, and the teachers that it compares with."""
+
+    def __init__(
+        self,
+        tree: VSTEncoder,
+        images: Any,
+        targets: Mapping[str, VFM] | Teacher | None,
+        indices: Sequence[int] | None,
+        batch_size: int,
+        what: str,
+    ) -> None:
+        check_tree(tree, what)
+        batch_size = whole(batch_size, "batch_size", (1, 2**31 - 1))
+        if not isinstance(targets, Teacher):
+            checked(targets, Mapping[str, VFM] | None, "targets")
+        self.teacher = targets if isinstance(targets, Teacher) else Teacher(tree, targets)
+        self.device = next(tree.parameters()).device
+        self.teacher.to(self.device)
+        dataset = images if isinstance(images, ImageSet) else ImageSet(images, transforms(tree))
+        if indices is not None:
+            indices = checked(indices, Sequence[int], "indices", (-len(dataset), len(dataset) - 1))
+        self.pictures = Subset(dataset, list(range(len(dataset)) if indices is None else indices))
+        self.loader = DataLoader(self.pictures, batch_size=batch_size, collate_fn=collate)
+
+    def batches(self, skipped: dict[str, str] | None, show: bool) -> Iterator[tuple[dict[str, Tensor], int]]:
+        """Pixels by name, and of how many pictures; those that cannot be read are noted in ``skipped``."""
+        checked(show, bool, "show_progress")
+        for pixels, kept, lost in track(self.loader, "held-out pictures", len(self.loader), show):
+            if skipped is not None:
+                skipped.update({s.name: s.reason for s in lost})
+            if kept:
+                yield pixels, len(kept)
+
+    def unreadable(self) -> UnreadableHeldout:
+        """What is raised where no picture could be read."""
+        return UnreadableHeldout(f"None of {len(self.pictures)} held-out pictures could be read: give readable ones.")
 
 
 def stitch_table(reports: Sequence[StitchReport]) -> None:

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from vst.data.images import PICTURE_MB
 from vst.data.pictures import ImageSet, collate
+from vst.fit.calibrations import Calibrations, check_closed_form
 from vst.fit.clock import Clock
 from vst.fit.config import FitConfig, FitResult, rate_factor
-from vst.fit.heldout import StitchReport, UnreadableHeldout, check_tree, evaluate_stitches
+from vst.fit.heldout import StitchReport, UnreadableHeldout, check_tree, evaluate_stitches, evaluate_trunk
 from vst.fit.history import Window
-from vst.fit.matching import TRUNK_PIXELS, Calibrations, Matcher, Teacher, check_closed_form, transforms
+from vst.fit.matching import Matcher
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.order import batches, divide
 from vst.fit.precision import uses_bf16
 from vst.fit.processes import accelerator_for, check_engine, gathered
+from vst.fit.similarity import Agreement
 from vst.fit.states import drop_states, has_state, load_state, save_state
 from vst.fit.targets import Targets
+from vst.fit.teacher import TRUNK_PIXELS, Teacher, transforms
+from vst.fit.tuning import Tuning
 from vst.models.fields import checked, shown
-from vst.models.finite import not_finite
+from vst.models.finite import not_finite, some
 from vst.models.vfm import VFM
 from vst.results.finished import as_written, read_results
 from vst.results.folders import Run, begun_with
+from vst.results.later import later_defaults
 from vst.results.progress import progress, track
 from vst.results.stopping import Stop, stopping
 from vst.tree.encoder import VSTEncoder
@@ -50,7 +55,7 @@ def fit_stitches(
     show_progress: bool = True,
     **changes: Any,
 ) -> FitResult:
-    """Fit all stitches of a tree, in place; the frozen models do not change.
+    """Fit all stitches of a tree, in place; the models themselves change only where ``config.tune`` says so.
 
     Runs as one process, or as many under ``torchrun`` / ``accelerate launch`` (each calls this alike; the global batch
     and so the result stay the same).
@@ -60,7 +65,8 @@ def fit_stitches(
         images: a folder, a Hugging Face dataset, a list of paths or any iterable of PIL images. Files that cannot be
             read are skipped and counted.
         config: a :class:`FitConfig`, or a mapping of its fields.
-        targets: by branch, the whole models to match; default: loaded from the branches' sources.
+        targets: by branch, the whole models to match; default: loaded from the branches' sources. Of a tree that is
+            tuned, they stay the published models.
         heldout_images: pictures for the report; default: ``config.heldout`` of ``images``.
         folder: run folder for config, state, results and stitches; None writes nothing.
         resume: go on with the run in ``folder``; gives what the uninterrupted run would have given.
@@ -119,6 +125,9 @@ class _Fit:
         self.device = self.accelerator.device
         if any(p.dtype != torch.float32 for s in tree.stitches().values() for p in s.parameters()):
             raise ValueError("The tree's stitches are not fp32; load it with dtype=torch.float32 to fit them.")
+        if config.tune.anything:
+            config.tune.weights(tree)
+        self.tuning: Tuning | None = None
         self.bf16 = uses_bf16(config.precision, self.device)
         self.data = ImageSet(images, transforms(tree), limit=config.limit, picture_mb=config.picture_mb)
         self.heldout_data = self.data
@@ -127,7 +136,7 @@ class _Fit:
         self.train, self.heldout = divide(len(self.data), config.heldout if heldout_images is None else 0, config.seed)
         if heldout_images is not None:
             self.heldout = list(range(len(self.heldout_data)))
-        self.teacher = Teacher(tree, targets).to(self.device)
+        self.teacher = Teacher(tree, targets, beyond=config.beyond).to(self.device)
         self.skipped: dict[str, str] = {}
         self.clock = Clock()
         self.cache_bytes = 0
@@ -136,10 +145,14 @@ class _Fit:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def run(self, folder: str | Path | None, resume: bool, overwrite: bool) -> FitResult:
+        if folder is not None:
+            self.tree.check_changes()
         run = self._open(folder, resume, overwrite)
         try:
             return self._run(run, resume)
         finally:
+            if self.tuning is not None:
+                self.tuning.detach()
             if run is not None:
                 run.close()
 
@@ -155,14 +168,47 @@ class _Fit:
             history: list[dict[str, float]] = []
             steps = 0
         else:
-            matcher = Matcher(self.teacher, self.config.objective, self.config.match)
+            matcher = self._matcher()
             if not resume:
                 with self.clock.phase("calibration"):
                     explained = self._calibrate(matcher)
             steps, history, explained = self._loop(matcher, run, resume, explained)
+            self._merge(steps)
         result = self._report(run, steps, history, explained)
         self.accelerator.wait_for_everyone()
         return result
+
+    def _matcher(self) -> Matcher:
+        """The loss, and with it all that is trained; from here on what is tuned is computed from its changes."""
+        config, tune = self.config, self.config.tune
+        if tune.anything:
+            kept = self.teacher.hold(trunk=self._own, tails=tune.tails != "none")
+            self.tuning = Tuning(self.tree, tune, config.seed)
+            if self.show:
+                trained = sum(p.numel() for p in self.tuning.parameters())
+                print(
+                    f"tuning: {trained / 1e6:.2f} M numbers in {len(self.tuning.changes)} weights, merged at the end; "
+                    f"the published models are kept beside until then ({kept / 1e6:,.0f} MB more)",
+                    file=sys.stderr,
+                )
+        return Matcher(
+            self.teacher, config.objective, config.match, hints=config.hints, beyond=config.beyond, tuning=self.tuning,
+            own=tune.own,
+        )  # fmt: skip
+
+    @property
+    def _own(self) -> bool:
+        """Whether the trunk's own features are about to change, and are kept by the tree."""
+        return self.config.tune.trunk != "none" and self.tree.config.keep_trunk
+
+    def _merge(self, steps: int) -> None:
+        """Put what was tuned into the tree's weights, which are plain again; every process does so alike."""
+        if self.tuning is None:
+            return
+        changes = self.tuning.result()
+        self.tuning.detach()
+        tuned = self.config.tune.what(self.tree, pictures=len(self.train), steps=steps)
+        self.tree.take_changes(changes, replace(self.tree.config, tuned=tuned))
 
     def _open(self, folder: str | Path | None, resume: bool, overwrite: bool) -> Run | None:
         if folder is None:
@@ -171,8 +217,6 @@ class _Fit:
             return None
         # What a resumed run may change without changing its result is left out.
         fit = {k: v for k, v in asdict(self.config).items() if k not in OPERATIONAL}
-        if fit["picture_mb"] == PICTURE_MB:  # folders of runs from before there was a choice go on
-            del fit["picture_mb"]
         facts: dict[str, Any] = {
             "fit": {**fit, "precision": "bf16" if self.bf16 else "fp32"},
             "tree": self.tree.config.to_dict(),
@@ -183,11 +227,15 @@ class _Fit:
             facts["weights"] = self.teacher.fingerprint()
         run = None
         if self.main:
-            run = Run(folder, facts, resume=resume, overwrite=overwrite)
+            run = Run(folder, facts, resume=resume, overwrite=overwrite, later=self._later())
             if overwrite:
                 drop_states(run)
         self.accelerator.wait_for_everyone()
-        return run or Run(folder, facts, resume=True, lock=False)
+        return run or Run(folder, facts, resume=True, lock=False, later=self._later())
+
+    def _later(self) -> dict[str, Any]:
+        """What the folder of a run that an earlier version began stands for."""
+        return later_defaults(self.config, "fit.")
 
     def _batch(self, pixels: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: p.to(self.device) for name, p in pixels.items()}
@@ -197,7 +245,8 @@ class _Fit:
         """Closed-form start; every process does the same, so nothing has to be exchanged."""
         chosen = self.train[: self.config.calibration]
         loader = DataLoader(Subset(self.data, chosen), batch_size=16, collate_fn=collate)
-        sums, seen = Calibrations(self.tree, None if matcher is None else self.config.objective), 0
+        compared = None if matcher is None else matcher.compared
+        sums, seen = Calibrations(self.tree, compared, own=self._own and matcher is not None), 0
         for pixels, kept, skipped in track(loader, "calibration", len(loader), self.show):
             self.skipped.update({s.name: s.reason for s in skipped})
             if kept:
@@ -216,8 +265,13 @@ class _Fit:
         self, matcher: Matcher, run: Run | None, resume: bool, explained: dict[str, float | None]
     ) -> tuple[int, list[dict[str, float]], dict[str, float | None]]:
         config, accelerator = self.config, self.accelerator
-        parameters = [p for p in matcher.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in matcher.stitches.parameters() if p.requires_grad], "lr": config.lr}
+        ]
+        if matcher.tuning is not None:
+            groups.append({"params": list(matcher.tuning.parameters()), "lr": config.tune.lr})
+        peaks = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
         model, optimizer = accelerator.prepare(matcher.to(self.device), optimizer)
         check_engine(config, model)
         targets = Targets(self.teacher, matcher)
@@ -227,7 +281,7 @@ class _Fit:
             )
             self.cache_bytes = targets.cache_bytes
         plan = batches(self.train, config.epochs, config.batch_size, config.seed)
-        first, history, window = 0, [], Window(matcher.keys)
+        first, history, window = 0, [], Window(matcher.labels, len(matcher.keys))
         if run is not None and resume and (saved := load_state(accelerator, run, len(plan))) is not None:
             first, history, explained = saved["step"], saved["history"], saved["explained"]
             self.skipped.update(saved["skipped"])
@@ -237,8 +291,7 @@ class _Fit:
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = [batch[rank::world] for batch in plan[first:]]
         loader = DataLoader(self.data, batch_sampler=shares, collate_fn=collate, num_workers=config.workers)
-        for branch in self.tree.branches.values():
-            branch.tail.checkpointing = config.checkpointing
+        self._recompute(config.checkpointing)
         # Without a folder there is nothing to save, and signals do what they always do.
         listening = nullcontext(Stop()) if run is None else stopping()
         try:
@@ -247,18 +300,18 @@ class _Fit:
                 bar.skip(first)
                 for step, (pixels, kept, skipped) in enumerate(loader, start=first):
                     self.skipped.update({s.name: s.reason for s in skipped})
-                    rate = config.lr * rate_factor(step, len(plan), config.warmup)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
+                    factor = rate_factor(step, len(plan), config.warmup)
+                    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                        group["lr"] = peak * factor
                     rows = [shares[step - first][i] for i in kept]
-                    losses = self._step(model, targets, optimizer, self._batch(pixels), rows)
+                    losses = self._step(model, matcher, targets, optimizer, self._batch(pixels), rows)
                     if losses is not None:
                         window.add(losses, step + 1)
                     last = step + 1 == len(plan)
                     stopped = run is not None and stop.asked(self.device)
                     save = run is not None and not last and (step + 1) % config.save_every == 0
                     if last or save or (step + 1) % 10 == 0:
-                        history.append({"step": step + 1, "lr": rate, **window.mean(accelerator)})
+                        history.append({"step": step + 1, "lr": peaks[0] * factor, **window.mean(accelerator)})
                     if last or save or stopped:
                         self._check_finite(step + 1)
                     bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
@@ -276,25 +329,33 @@ class _Fit:
                         stop.saved = f"step {step + 1} of {len(plan)} in {run.folder}" if self.main else None
                         break
         finally:
-            for branch in self.tree.branches.values():
-                branch.tail.checkpointing = False
+            self._recompute(False)
         return len(plan), history, explained
+
+    def _recompute(self, on: bool) -> None:
+        """Whether models that a gradient goes through compute their activations again in the backward pass."""
+        for model in (self.tree.trunk, *(branch.tail for branch in self.tree.branches.values())):
+            model.checkpointing = on
 
     def _check_finite(self, step: int) -> None:
         """Before stitches are saved: an update can overflow after the last look at a loss. Alike in all processes.
 
         Raises:
-            RuntimeError: a stitch holds weights that are not finite.
+            RuntimeError: a stitch, or what is tuned, holds weights that are not finite.
         """
         stitches = self.tree.stitches().items()
         bad = [f"{name}@{split}" for (name, split), stitch in stitches if not_finite(stitch.state_dict())]
+        if self.tuning is not None and (off := not_finite(self.tuning.state_dict())):
+            bad.append(f"the tuned {some(off)}")
         if bad:
             raise RuntimeError(
                 f"The weights of {', '.join(bad)} are not finite after step {step}: lower lr, or use precision fp32; "
                 "the last saved state is kept."
             )
 
-    def _step(self, model: Any, targets: Targets, optimizer: Any, pixels: Any, rows: list[int]) -> torch.Tensor | None:
+    def _step(
+        self, model: Any, matcher: Matcher, targets: Targets, optimizer: Any, pixels: Any, rows: list[int]
+    ) -> torch.Tensor | None:
         """One optimisation step on this process' share; None where no process had a readable picture."""
         accelerator = self.accelerator
         world, share = accelerator.num_processes, 1.0
@@ -307,27 +368,32 @@ class _Fit:
             return None
         if rows:
             with self._autocast():
-                taps, wanted = self.teacher.taps(pixels[TRUNK_PIXELS]), targets.of(pixels, rows, self.device)
+                seen, wanted = self._seen(matcher, pixels), targets.of(pixels, rows, self.device)
         else:
-            taps, wanted = self._blank(targets)
+            seen, wanted = self._blank(matcher, targets)
         with self._autocast():
-            losses = model(taps, wanted)
-        accelerator.backward(losses.sum() * share)
+            losses = model(seen, wanted)
+        accelerator.backward(matcher.total(losses) * share)
         optimizer.step()
         optimizer.zero_grad()
         return losses.detach() if rows else None
 
+    def _seen(self, matcher: Matcher, pixels: Mapping[str, torch.Tensor]) -> Any:
+        """What the loss is computed from: the frozen trunk's tokens, or pixels where the trunk is tuned."""
+        return pixels[TRUNK_PIXELS] if matcher.tunes_trunk else self.teacher.taps(pixels[TRUNK_PIXELS])
+
     @torch.no_grad()
-    def _blank(self, targets: Targets) -> tuple[Any, Any]:
+    def _blank(self, matcher: Matcher, targets: Targets) -> tuple[Any, Any]:
         """Stand-ins for a process without a readable picture: it takes part in the exchange of gradients, times 0."""
         size = self.data.transforms
         pixels = {n: torch.zeros(1, 3, t.size, t.size, device=self.device) for n, t in size.items()}
         with self._autocast():
-            return self.teacher.taps(pixels[TRUNK_PIXELS]), targets.computed(pixels)
+            return self._seen(matcher, pixels), targets.computed(pixels)
 
     def _report(self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None]) -> FitResult:
         skipped = gathered(self.accelerator, self.skipped)
         reports: list[StitchReport] = []
+        own: Agreement | None = None
         if self.main:
             if run is not None:  # before the report, so that nothing can cost what was trained
                 self.tree.save_stitches(run.path("stitches"), overwrite=True)
@@ -341,6 +407,9 @@ class _Fit:
                         skipped=skipped,
                         show_progress=self.show,
                     )
+                    own = self._report_trunk()
+                if run is not None and own is not None:  # once more: the card and the config tell it as well
+                    self.tree.save_stitches(run.path("stitches"), overwrite=True)
             except UnreadableHeldout as error:
                 warnings.warn(f"No report: {error}", stacklevel=2)
         result = FitResult(
@@ -352,11 +421,22 @@ class _Fit:
             pictures=len(self.train),
             seconds=self.clock.spent(),
             cache_bytes=self.cache_bytes,
+            own=own,
         )
         if run is not None and self.main:
             run.finish(result.to_dict())
             drop_states(run)
         return result
+
+    def _report_trunk(self) -> Agreement | None:
+        """How far a tuned trunk's own features are from the published one's; noted in the tree's config."""
+        config = self.tree.config
+        if config.tuned is None or self.teacher.trunk is None:
+            return None
+        own = evaluate_trunk(self.tree, self.heldout_data, targets=self.teacher, indices=self.heldout)
+        tuned = replace(config.tuned, own_error=own.error, own_channel_error=own.channel_error)
+        self.tree.config = replace(config, tuned=tuned)
+        return own
 
     def _finished(self, run: Run) -> FitResult:
         """A run that had finished: its stitches and results, read back."""

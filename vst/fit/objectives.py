@@ -10,15 +10,19 @@ The fit of a tree, the protocol, the cache of targets and the command line all r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from vst.models.vfm import VFM
+from vst.tree.config import BranchConfig
 from vst.tree.ridge import CLOSED_FORMS
 
 OBJECTIVES: dict[str, Objective] = {}
-MATCHES = ("channel", "raw", "norm")
+MATCHES = ("channel", "raw", "mix", "norm")
 
 
 class Objective:
@@ -31,7 +35,7 @@ class Objective:
         prefix: whether prefix tokens are compared too.
         units: which of ``MATCHES`` suit it. ``channel``: every channel in units of the target's own standard deviation
             (a few outlier channels rule CLIP's last blocks otherwise). ``raw``: as it is, over the mean variance.
-            ``norm``: after the target's final norm.
+            ``mix``: the mean of these two losses. ``norm``: after the target's final norm.
         epochs: of the protocol at the most, where its config has no number of its own (``NAME_epochs``).
     """
 
@@ -39,22 +43,12 @@ class Objective:
     closed_form: ClassVar[bool] = False
     labels: ClassVar[bool] = False
     prefix: ClassVar[bool] = False
-    units: ClassVar[tuple[str, ...]] = ("channel", "raw")
+    units: ClassVar[tuple[str, ...]] = ("channel", "raw", "mix")
     epochs: ClassVar[int] = 1
 
     def depth(self, enter: int, stop: int) -> int:
         """The target's own depth whose output is compared, for a tail from ``enter`` to ``stop``."""
         raise NotImplementedError
-
-    def reached(self, tail: VFM, z: Tensor, enter: int, stop: int) -> Tensor:
-        """What is compared of the stitched model.
-
-        Args:
-            tail: the target's, frozen.
-            z: the stitch's output ``[B, T, D]``.
-            enter, stop: depths of the tail.
-        """
-        return self.picked(tail, tail.run(z, enter, self.depth(enter, stop)))
 
     def picked(self, model: VFM, tokens: Tensor) -> Tensor:
         """Those of ``tokens [B, T, D]`` that are compared."""
@@ -113,6 +107,47 @@ class TLT(Objective):
 
     def depth(self, enter: int, stop: int) -> int:
         return stop
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The target's own depths at which a stitched model is compared with it.
+
+    Attributes:
+        objective: which says where.
+        hints: at so many depths of the tail besides, evenly between the one entered and the objective's own.
+        beyond: at the model's last block besides, where the features are read before it.
+    """
+
+    objective: Objective
+    hints: int = 0
+    beyond: bool = False
+
+    def depths(self, branch: BranchConfig, enter: int) -> list[int]:
+        """Of one stitch: the objective's own first, the others ascending."""
+        own = self.objective.depth(enter, branch.stop)
+        between = {enter + round((own - enter) * i / (self.hints + 1)) for i in range(1, self.hints + 1)}
+        last = {branch.spec.depth} if self.beyond else set()
+        return [own, *sorted((between | last) - {own, enter})]
+
+    def of_branch(self, branch: BranchConfig, enters: Iterable[int] | None = None) -> list[int]:
+        """Of all stitches of a branch, ascending."""
+        chosen = branch.enters if enters is None else enters
+        return sorted({depth for enter in chosen for depth in self.depths(branch, enter)})
+
+
+def units_of(match: str, std: Tensor) -> Tensor:
+    """What a difference of one is in a loss, by channel ``[D]``, from the target's standard deviations ``[D]``.
+
+    The mean squared difference in units of ``channel`` and the one in units of ``raw`` have, for ``mix``, the mean of
+    the two as the one in units of their harmonic mean. After a ``norm`` nothing is scaled.
+    """
+    if match == "norm":
+        return torch.ones_like(std)
+    if match == "channel":
+        return std
+    whole = std.square().mean().sqrt().expand_as(std)
+    return whole.clone() if match == "raw" else (2 / (std**-2 + whole**-2)).sqrt()
 
 
 def fitting_objectives() -> list[str]:

@@ -11,11 +11,12 @@ from torch import Tensor
 from vst.data.pictures import ImageSet
 from vst.fit.cache import TargetCache, check_room, digest
 from vst.fit.config import FitConfig
-from vst.fit.matching import Matcher, Teacher, target_pixels
+from vst.fit.matching import Matcher
+from vst.fit.teacher import Teacher
 
 
 class Targets:
-    """Targets of all branches, without a cache until :meth:`open_caches`.
+    """Targets of all that a matcher compares, without a cache until :meth:`open_caches`.
 
     Args:
         teacher: the frozen models.
@@ -32,15 +33,15 @@ class Targets:
         return sum(cache.size for cache in self._caches.values())
 
     def computed(self, pixels: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
-        """By branch and depth what is compared, from pixels by the names of :func:`vst.fit.matching.transforms`."""
-        return {name: self._run(name, pixels) for name in self.teacher.tree.branches}
+        """By name and depth what is compared, from pixels by the names of :func:`vst.fit.teacher.transforms`."""
+        return {name: self._run(name, pixels) for name in self.matcher.names()}
 
     def of(
         self, pixels: Mapping[str, Tensor], rows: Sequence[int], device: torch.device
     ) -> dict[str, dict[int, Tensor]]:
         """The same of pictures that are ``rows`` of the data; with a cache each is computed once."""
         out = {}
-        for name in self.teacher.tree.branches:
+        for name in self.matcher.names():
             cache = self._caches.get(name)
             if cache is None:
                 out[name] = self._run(name, pixels)
@@ -53,7 +54,7 @@ class Targets:
         return out
 
     def _run(self, name: str, pixels: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        target = self.teacher.target(name, pixels[target_pixels(name)], self.matcher.depths(name))
+        target = self.teacher.target(name, pixels[self.teacher.pixels_of(name)], self.matcher.depths(name))
         return self.matcher.wanted(name, target)
 
     def open_caches(
@@ -74,18 +75,18 @@ class Targets:
         """
         root, fingerprint = config.cache or "", data.fingerprint()
         wanted: dict[str, tuple[str, dict[int, tuple[int, int]]]] = {}
-        for name, branch in self.teacher.tree.branches.items():
+        tree = self.teacher.tree.config
+        specs = {tree.trunk_name: tree.trunk, **{b.name: b.spec for b in tree.branches}}
+        for name in self.matcher.names():
             shapes = self.matcher.shapes(name)
             facts = {
                 "pictures": fingerprint,
-                "transform": repr(data.transforms[target_pixels(name)]),
-                "spec": branch.config.spec.to_dict(),
+                "transform": repr(data.transforms[self.teacher.pixels_of(name)]),
+                "spec": specs[name].to_dict(),
                 "shapes": shapes,
                 "bf16": bf16,
             }
-            weights = {f"head.{k}": v for k, v in self.teacher.heads[name].state_dict().items()}
-            weights |= {f"tail.{k}": v for k, v in branch.tail.state_dict().items()}
-            wanted[name] = digest(facts, weights), shapes
+            wanted[name] = digest(facts, self.teacher.weights(name)), shapes
         if main:
             size = check_room(root, dict(wanted.values()), len(data), config.cache_limit_gb)
             if show:

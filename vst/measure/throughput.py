@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vst.fit.cache import TargetCache, cache_bytes
 from vst.fit.heldout import check_tree
-from vst.fit.matching import Matcher, Teacher
+from vst.fit.matching import Matcher
 from vst.fit.precision import usable_device
+from vst.fit.teacher import Teacher
 from vst.measure.cost import flops_of
 from vst.measure.latency import MOST_BATCH, latency_of, median_interval, timed_rounds
 from vst.measure.memory import saved_mb, working_mb

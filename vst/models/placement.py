@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 if TYPE_CHECKING:
     from vst.models.vfm import VFM
@@ -48,9 +49,10 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a module's tensors are kept elsewhere or in parts, or somebody acts around calls of a part of it."""
+    """Whether a module's tensors are kept elsewhere, in parts or computed, or somebody acts around a part's calls."""
     return any(hasattr(tensor, "full_tensor") for tensor in module.parameters()) or any(
-        hasattr(part, "_hf_hook") or part._forward_pre_hooks or part._forward_hooks for part in module.modules()
+        hasattr(part, "_hf_hook") or part._forward_pre_hooks or part._forward_hooks or is_parametrized(part)
+        for part in module.modules()
     )
 
 
@@ -58,7 +60,11 @@ def tensors_of(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
     """Parameters and buffers of a module by name, on a device, wherever they are kept."""
     out: dict[str, Tensor] = {}
     for path, part in module.named_modules():
+        if "parametrizations" in path.split("."):
+            continue  # what a tensor is computed from: the tensor itself stands under its own name
         with placed(part):
+            computed = list(part.parametrizations) if is_parametrized(part) else []
             own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+            own += [(name, getattr(part, name)) for name in computed]
             out |= {f"{path}.{name}" if path else name: gathered(tensor).to(device) for name, tensor in own}
     return out

@@ -135,7 +135,7 @@ class VFM(nn.Module):
     def _step(self, i: int, x: Tensor) -> Tensor:
         block = self.blocks[str(i)]
         call = block if self.rope is None else partial(run_rotary, block, rope=self.rope)
-        if self.checkpointing and torch.is_grad_enabled() and x.requires_grad:
+        if self.checkpointing and torch.is_grad_enabled() and (x.requires_grad or _trains(block)):
             from torch.utils.checkpoint import checkpoint
 
             return checkpoint(call, x, use_reentrant=False)
@@ -295,6 +295,11 @@ class VFM(nn.Module):
         # What a cast made of the angles, and what ``to_empty`` left for them, has no meaning; weights may be copied in
         # one by one after it, which no hook of a load would see.
         return self.renew_buffers()
+
+
+def _trains(block: nn.Module) -> bool:
+    """Whether a block holds what takes a gradient."""
+    return any(p.requires_grad for p in block.parameters())
 
 
 def _filled(buffer: Tensor, values: Tensor, device: torch.device) -> Tensor:

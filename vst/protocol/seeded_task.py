@@ -162,8 +162,9 @@ class SeededTask:
         def loss(rows: Sequence[int]) -> Tensor:
             with self.autocast():
                 x, y = self._pair(rows, stitched, depth)
-                given = objective.reached(stitched.target, stitched.seam(x), cell.enter, stitched.target.spec.depth)
-            return stitch_loss(given, objective.picked(stitched.target, y), std, stitched.stitch)
+                given = stitched.target.run(stitched.seam(x), cell.enter, depth)
+            given, wanted = (objective.picked(stitched.target, tokens) for tokens in (given, y))
+            return stitch_loss(given, wanted, std, stitched.stitch)
 
         return self._train(stitched.stitch, loss, stage, cell)
 

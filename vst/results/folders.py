@@ -24,6 +24,7 @@ from weakref import finalize
 import numpy as np
 import torch
 
+from vst.results.later import later_defaults
 from vst.results.locks import LOCK, hold, let_go
 from vst.results.room import room_for
 
@@ -166,6 +167,8 @@ class Run:
         overwrite: delete config, environment, rows and results of the run in the folder first. Other files stay.
         device: as for ``environment``.
         lock: False in the other processes of a job whose first process holds the folder.
+        later: what fields that an earlier version did not have stood for, by dotted key; default: as ``config`` says
+            (:mod:`vst.results.later`).
 
     Raises:
         FileExistsError: the folder is not empty and neither flag is given.
@@ -182,6 +185,7 @@ class Run:
         overwrite: bool = False,
         device: str | torch.device | None = None,
         lock: bool = True,
+        later: Mapping[str, Any] | None = None,
     ):
         if not isinstance(folder, (str, os.PathLike)) or not str(folder):
             raise ValueError(f"folder is {folder!r}; expected the path of a run folder.")
@@ -190,6 +194,7 @@ class Run:
                 raise ValueError(f"{name} is {flag!r}; expected true or false.")
         self.folder = Path(folder)
         self.config: dict[str, Any] = _plain(config, "the config")
+        self._later = later_defaults(config) if later is None else later
         self._next: int | None = None
         if resume and overwrite:
             raise ValueError("Both resume and overwrite are given, but a run either goes on or starts again; give one.")
@@ -280,7 +285,7 @@ class Run:
         return sorted(stored, key=lambda entry: (entry["ordinal"], entry["key"]))
 
     def _check_same_config(self) -> None:
-        before, now = _flat(begun_with(self.folder)), _flat(self.config)
+        before, now = {**self._later, **_flat(begun_with(self.folder))}, {**self._later, **_flat(self.config)}
         differences = [
             f"{key} ({_shown(before, key)} in the run, {_shown(now, key)} now)"
             for key in {**before, **now}

@@ -9,6 +9,7 @@ from typing import Any
 from vst.data.images import CUTS, ImageTransform
 from vst.models.fields import check_fields, mapping, name, one_of, shown, whole
 from vst.models.spec import MOST_DEPTH, MOST_GRID, VFMSpec
+from vst.tree.changes import Tuned
 from vst.tree.fusion import FUSIONS, NORMALISE, Fusion
 from vst.tree.modules import ModuleMap
 from vst.tree.splits import Split, as_split, as_splits, split_label
@@ -143,6 +144,7 @@ class VSTConfig(TreeOptions):
         branches: the others.
         grid: patches a side; the tree's pictures are ``grid * trunk.patch`` pixels a side.
         trunk_name: the trunk's key in features.
+        tuned: what of the models was trained besides the stitches and merged; None: nothing, they are the sources'.
 
     The rest are :class:`TreeOptions`.
     """
@@ -151,6 +153,7 @@ class VSTConfig(TreeOptions):
     branches: tuple[BranchConfig, ...]
     grid: int
     trunk_name: str = "trunk"
+    tuned: Tuned | None = None
 
     def __post_init__(self) -> None:
         self.check_options()
@@ -317,9 +320,11 @@ class VSTConfig(TreeOptions):
             for b in self.branches
         ]
         for f in fields(self):
-            if f.name not in ("trunk", "branches"):
+            if f.name not in ("trunk", "branches", "tuned"):
                 value = getattr(self, f.name)
                 out[f.name] = list(value) if isinstance(value, tuple) else value
+        if self.tuned is not None:  # left out of others, so that they stay as they were before there was tuning
+            out["tuned"] = self.tuned.to_dict()
         return out
 
     @classmethod
@@ -343,8 +348,9 @@ class VSTConfig(TreeOptions):
             raise ValueError(f"A tree's config lacks the field {error}: is it damaged, or not a tree's?") from error
         weights = values.pop("fusion_weights", None)
         weights = tuple(weights) if isinstance(weights, list) else weights
+        tuned = None if (told := values.pop("tuned", None)) is None else Tuned.from_dict(told)
         try:
-            return cls(trunk=trunk, branches=branches, fusion_weights=weights, **values)
+            return cls(trunk=trunk, branches=branches, fusion_weights=weights, tuned=tuned, **values)
         except TypeError as error:
             raise ValueError(f"A tree's config is incomplete ({error}): is it damaged?") from error
 

@@ -135,9 +135,13 @@ class VSTEncoder(OnDisk):
 
     @classmethod
     def from_config(cls, config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> VSTEncoder:
-        """Build a tree by its config, frozen weights from their sources, stitches new (reproducible by ``seed``)."""
+        """Build a tree by its config, frozen weights from their sources, stitches new (reproducible by ``seed``).
+
+        Of a tuned tree's config that is a tree before it was tuned.
+        """
         checked(pretrained, bool, "pretrained")
         seed = whole(seed, "seed", SEEDS)
+        config = replace(config, tuned=None) if isinstance(config, VSTConfig) else config
         tree = cls.skeleton(config)
         tree.trunk = checkpoints.load_vfm(
             config.trunk,

@@ -10,7 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from vst.models.fields import checked, dtype_of, shown
 from vst.models.inputs import check_tensors
 from vst.results.folders import atomic_path, read_json, write_json
 from vst.tree.card import model_card
+from vst.tree.changes import apply_changes, change_shapes
 from vst.tree.config import MODEL_TYPE, VSTConfig
 from vst.tree.seal import check_config, check_sums, write_sealed
 from vst.tree.tensors import check_finite, opened, read_tensors
@@ -37,6 +38,8 @@ class OnDisk(nn.Module):
     """A module described by a ``VSTConfig`` that is saved and loaded: base of :class:`vst.tree.encoder.VSTEncoder`."""
 
     config: VSTConfig
+    changes: dict[str, Tensor] | None = None
+    """Of a tuned tree what was trained besides the stitches, as it is saved; None: not held apart from the weights."""
 
     @classmethod
     def skeleton(cls: type[Tree], config: VSTConfig) -> Tree:
@@ -46,7 +49,7 @@ class OnDisk(nn.Module):
 
     @classmethod
     def from_config(cls: type[Tree], config: VSTConfig, *, pretrained: bool = True, seed: int = 0) -> Tree:
-        """The module with frozen weights from their sources and new stitches."""
+        """The module with frozen weights from their sources, none of them tuned, and new stitches."""
         raise NotImplementedError
 
     def freeze(self: Tree) -> Tree:
@@ -76,11 +79,38 @@ class OnDisk(nn.Module):
     def save_stitches(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write config, stitches and a model card, a few MB; loading takes the frozen models from their sources.
 
+        What was tuned of these models is written as well, as low-rank changes, and merged into them on load.
+
         Raises:
             FileExistsError: the folder holds a tree already and ``overwrite`` is False.
-            ValueError: tensors that are not finite.
+            ValueError: tensors that are not finite; a tuned tree that was loaded whole, and so without its changes.
         """
-        return self._save(folder, STITCHES, {k: v for k, v in self.state_dict().items() if _is_stitch(k)}, overwrite)
+        self.check_changes()
+        held = {k: v for k, v in self.state_dict().items() if _is_stitch(k)}
+        return self._save(folder, STITCHES, held | self._own_changes(), overwrite)
+
+    def check_changes(self) -> None:
+        """See that the stitches of this tree can be saved alone.
+
+        Raises:
+            ValueError: it was tuned, and its changes are not held apart from its weights.
+        """
+        if self.config.tuned is not None and self.changes is None:
+            raise ValueError(
+                "This tree's models were tuned, and it was loaded whole, with the changes merged into its weights, so "
+                "that its stitches alone would not make it again: save it whole (save_pretrained), or load the "
+                "stitches/ that its fit saved."
+            )
+
+    def _own_changes(self) -> dict[str, Tensor]:
+        """Changes of the weights that are held; a tree that was cut to some splits holds fewer."""
+        own = change_shapes(self, self.config.tuned)
+        return {name: value for name, value in (self.changes or {}).items() if name in own}
+
+    def take_changes(self, changes: Mapping[str, Tensor], config: VSTConfig) -> None:
+        """Become the tuned tree of ``config``: merge changes into the weights, which are the sources' own."""
+        apply_changes(self, changes)
+        self.changes, self.config = dict(changes), config
 
     def _save(self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
         folder = _folder(folder)
@@ -120,6 +150,8 @@ class OnDisk(nn.Module):
     def load_stitches(self, folder: str | Path) -> None:
         """Take the stitches that :meth:`save_stitches` wrote of this tree; frozen weights stay as they are.
 
+        Where that tree was tuned, its changes are merged into the weights, unless they were before.
+
         Raises:
             FileNotFoundError: there are none.
             ValueError: a damaged file, or the stitches of another tree.
@@ -127,9 +159,18 @@ class OnDisk(nn.Module):
         path = _folder(folder) / STITCHES
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: restore it, or make it anew.")
-        own = {k: v.shape for k, v in self.state_dict().items()}
-        wanted = {k: shape for k, shape in own.items() if _is_stitch(k)}
-        self.load_state_dict(read_tensors(path, wanted, own, None), strict=False)
+        saved, now = read_config(path.parent)[1], self.config.tuned
+        if now is not None and (saved.tuned is None or saved.tuned.made_with() != now.made_with()):
+            raise ValueError(
+                f"{path.parent} holds the stitches of a tree that was {'not' if saved.tuned is None else 'otherwise'} "
+                "tuned, and this tree is tuned already: load them into a tree that was built from its sources."
+            )
+        own, changes = {k: v.shape for k, v in self.state_dict().items()}, change_shapes(self, saved.tuned)
+        wanted = {k: shape for k, shape in own.items() if _is_stitch(k)} | changes
+        found = read_tensors(path, wanted, own | changes, None)
+        self.load_state_dict({k: v for k, v in found.items() if k not in changes}, strict=False)
+        if changes and now is None:
+            self.take_changes({k: found[k] for k in changes}, replace(self.config, tuned=saved.tuned))
 
     @classmethod
     def from_pretrained(
@@ -168,8 +209,13 @@ class OnDisk(nn.Module):
             tree.load_state_dict(read_tensors(folder / WEIGHTS, wanted, possible, kind), strict=True, assign=True)
         elif (folder / STITCHES).is_file():
             tree = cls.from_config(config)
-            wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)}
-            tree.load_state_dict(read_tensors(folder / STITCHES, wanted, possible, None), strict=False, assign=True)
+            changes = change_shapes(tree, config.tuned)
+            possible |= change_shapes(cls.skeleton(whole), whole.tuned)
+            wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)} | changes
+            found = read_tensors(folder / STITCHES, wanted, possible, None)
+            tree.load_state_dict({k: v for k, v in found.items() if k not in changes}, strict=False, assign=True)
+            if config.tuned is not None:
+                tree.take_changes({k: found[k] for k in changes}, config)
             tree = tree if kind is None else tree.to(kind)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
@@ -354,4 +400,5 @@ def _fold(tree: Any, path: Path, possible: dict[str, torch.Size]) -> None:
 
 
 def _is_stitch(key: str) -> bool:
+    """Whether a tensor is a stitch's, by its name."""
     return key.startswith("branches.") and ".stitches." in key

@@ -70,6 +70,8 @@ def made_with(config: VSTConfig) -> dict[str, dict[str, Any]]:
         "the tree": {k: values[k] for k in ("grid", "feature_layer", "feature_norm")},
         "the trunk": {k: v for k, v in values["trunk"].items() if k not in _SAID},
     }
+    if config.tuned is not None:
+        out["the tree"]["tuned"] = config.tuned.made_with()
     for b in values["branches"]:
         own = {k: b[k] for k in ("splits", "enters", "stop", "stitch")}
         out[b["name"]] = {k: v for k, v in b["spec"].items() if k not in _SAID} | own

@@ -16,9 +16,10 @@ from vst.data.images import CUTS, PICTURE_MB
 from vst.data.labels import by_folder, check_classes, one_a_picture
 from vst.data.pictures import ImageSet, collate
 from vst.data.probes import linear_probe
+from vst.fit.calibrations import Calibrations, check_closed_form
 from vst.fit.heldout import evaluate_stitches
-from vst.fit.matching import TRUNK_PIXELS, Calibrations, Teacher, check_closed_form, target_pixels, transforms
 from vst.fit.precision import usable_device
+from vst.fit.teacher import TRUNK_PIXELS, Teacher, target_pixels, transforms
 from vst.measure.cost import extra_blocks, full_cost, model_cost, tree_cost
 from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe

@@ -62,8 +62,8 @@ class LoRA(Stitch):
         merged = {}
         for name in self.adapted:
             product = self.factors[name.replace(".", "_")]()
-            with placed(block.get_submodule(name)):
-                weight = gathered(block.get_parameter(f"{name}.weight")).to(x.device)
+            with placed(layer := block.get_submodule(name)):
+                weight = gathered(layer.weight).to(x.device)  # type: ignore[arg-type] # of an nn.Linear
             merged[f"{name}.weight"] = weight + (self.scale * product).to(weight.dtype)
         if hooked(block):  # its hooks would put the plain weights back in place of the merged ones
             merged = tensors_of(block, x.device) | merged
