@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from messages_kit import NAN, refused
 
-from vst import FitConfig, cli
+from vst import FitConfig, TuneConfig, cli
 from vst.demo.config import DemoConfig
 from vst.measure.benchmark import BenchmarkConfig
 from vst.protocol import ProtocolConfig, TaskConfig, TrainConfig
@@ -19,6 +19,11 @@ CONFIGS = [
         "cache_limit_gb": [NAN, 0], "deepspeed": [1, ""], "checkpointing": ["no"], "objective": [["ffm"], "x"],
         "match": [None], "start": [1], "seed": ["a", None, 0.5, 10**30], "save_every": [0], "heldout": [0],
         "calibration": [0], "precision": [None, "fp16"], "picture_mb": [0, NAN, "many"],
+        "hints": [-1, 0.5, "x"], "beyond": ["no"], "tune": [3, {"trunk": "x"}],
+    }),
+    (TuneConfig, {}, {
+        "trunk": ["norms", None], "tails": ["x", 1], "rank": [0, 1.5], "alpha": [0, NAN, "x"], "matrices": ["qkv"],
+        "lr": [0, NAN], "own": [-1, NAN],
     }),
     (DemoConfig, {}, {
         "trunk": [["clip"], "x"], "splits": [[], [0], [2, 2], [13], 3], "grid": [0], "pictures": [0, "all"],

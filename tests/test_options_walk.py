@@ -10,7 +10,7 @@ from messages_kit import refused
 from PIL import Image
 
 import vst
-from vst import BranchConfig, FitConfig, VFMSpec, VSTEncoder, evaluate_stitches, fit_stitches, load_vfm
+from vst import BranchConfig, FitConfig, TuneConfig, VFMSpec, VSTEncoder, evaluate_stitches, fit_stitches, load_vfm
 
 
 def options_of(name):
@@ -42,6 +42,10 @@ TREE = {
 FIT = {
     "objective": "lfm", "match": "raw", "start": "random", "calibration": 8, "penalty": 10.0, "epochs": 2,
     "batch_size": 8, "lr": 1e-2, "weight_decay": 5.0, "warmup": 0.9, "heldout": 4, "limit": 20, "seed": 7,
+    "hints": 1, "beyond": True, "tune": {"tails": "norms"},
+}
+TUNE = {
+    "trunk": "none", "tails": "none", "rank": 2, "alpha": 1.0, "matrices": "mlp", "lr": 1e-2, "own": 50.0,
 }  # fmt: skip
 # These change how a fit is run, and are held to change nothing of what it gives.
 OPERATIONAL = {"precision", "checkpointing", "cache", "cache_limit_gb", "workers", "save_every", "deepspeed"}
@@ -89,9 +93,10 @@ def test_every_option_of_a_tree_changes_its_tokens(tiny):
 def test_every_option_of_a_fit_changes_the_stitches(tree_of, pictures):
     assert set(FIT) | OPERATIONAL | BOUNDS == {f.name for f in dataclasses.fields(FitConfig)}
     tree = tree_of("dinov2", "clip", splits=[1])
-    start = {n: t.clone() for n, t in tree.state_dict().items()}
+    start, config = {n: t.clone() for n, t in tree.state_dict().items()}, tree.config
 
     def fitted(**changes):
+        tree.config, tree.changes = config, None
         tree.load_state_dict(start)
         torch.manual_seed(0)
         result = fit_stitches(tree, pictures, {"batch_size": 16, **changes}, show_progress=False)
@@ -103,6 +108,11 @@ def test_every_option_of_a_fit_changes_the_stitches(tree_of, pictures):
         result, found = fitted(**{name: value})
         assert not torch.equal(found, wanted), name
         assert result.reports
+    assert set(TUNE) == {f.name for f in dataclasses.fields(TuneConfig)}
+    both = {"trunk": "lora", "tails": "lora", "lr": 0.1}
+    _, wanted = fitted(tune=both)
+    for name, value in TUNE.items():
+        assert not torch.equal(fitted(tune={**both, name: value})[1], wanted), name
 
 
 def test_every_option_of_loading_a_model_matters(tiny):
@@ -208,7 +218,8 @@ def test_operational_options_of_a_fit_are_observed(tree_of, pictures, tmp_path, 
 
 
 def test_no_public_name_is_left_out_of_the_walk():
-    walked = {"VFMSpec", "BranchConfig", "VSTEncoder", "FitConfig", "fit_stitches", "load_vfm", "evaluate_stitches"}
+    walked = {"VFMSpec", "BranchConfig", "VSTEncoder", "FitConfig", "TuneConfig"}
+    walked |= {"fit_stitches", "load_vfm", "evaluate_stitches", "evaluate_trunk"}
     results = {"Features", "FitResult", "StitchReport"}  # what comes out: nothing is chosen there
     elsewhere = {"VFM", "VSTConfig"}  # by what makes them: load_vfm, VSTEncoder.plan
     assert walked | results | elsewhere == set(vst.__all__)

@@ -69,13 +69,13 @@ class Teacher:
         self.trunk = (targets or {}).get(name) if trunk_tuned else None
         if set(self.heads) != set(tree.branches):
             raise ValueError(f"Targets were given for {sorted(self.heads)}; the branches are {sorted(tree.branches)}.")
+        dtype = next(tree.trunk.parameters()).dtype
         for branch, head in self.heads.items():
-            _check_head(branch, head, tree)
+            _check_head(branch, head.to(dtype), tree)
         self.tails = dict(self.heads) if tails_tuned(tree) else {n: b.tail for n, b in tree.branches.items()}
         if trunk_tuned and self.trunk is None:
             self.trunk = load_trunk(tree)
         self.after = {b.name: load_after(tree, b.name) for b in tree.config.branches} if beyond else {}
-        dtype = next(tree.trunk.parameters()).dtype
         for model in self.models():
             model.requires_grad_(False).to(dtype)
 

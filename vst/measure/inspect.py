@@ -39,6 +39,8 @@ def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
             for part, name, s, held, stitch, at in parts
         ],
     )
+    if config.tuned is not None:
+        print(f"Tuned: {config.tuned.told()}.")
     whole = full_cost(config)
     rows: list[tuple[object, ...]] = []
     default = config.default_split() if config.branches else None

@@ -46,6 +46,7 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
             "",
             "Each part stays under its own licence; read them before you pass the tree on.",
             "",
+            *([] if config.tuned is None else [f"Its models are not the published ones: {config.tuned.told()}.", ""]),
             "| branch | stitch | trunk splits | enters its own depth |",
             "|---|---|---|---|",
             *stitches,

@@ -1,0 +1,339 @@
+"""Tuning of trunk and tails: gradients against plain models, what changes and what does not, what is saved of it."""
+
+import re
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from torch.nn.utils import parametrize
+
+from vst import FitConfig, TuneConfig, VSTEncoder, evaluate_stitches, evaluate_trunk, fit_stitches, load_vfm
+from vst.fit.calibrations import Calibrations
+from vst.fit.matching import Matcher
+from vst.fit.teacher import TRUNK_PIXELS, Teacher, transforms
+from vst.fit.tuning import Tuning
+from vst.tree.changes import Tuned, merged, norms_of
+
+BOTH = {"trunk": "lora", "tails": "lora", "rank": 4, "lr": 1e-2}
+FIT = {"epochs": 4, "batch_size": 8, "lr": 3e-3, "show_progress": False}
+
+
+def state_of(tree):
+    return {k: v.clone() for k, v in tree.state_dict().items()}
+
+
+def seen(tree, pictures):
+    return {n: torch.stack([t(p) for p in pictures]) for n, t in transforms(tree).items()}
+
+
+@pytest.fixture(scope="module")
+def tuned(tree_of, pictures, tmp_path_factory):
+    """A tree that was tuned, what it was before, what the fit told, and its run folder."""
+    tree = tree_of("dinov2", "clip", splits=[1, 2])
+    before, folder = state_of(tree), tmp_path_factory.mktemp("tuned") / "run"
+    result = fit_stitches(tree, pictures, tune=BOTH, match="mix", folder=folder, **FIT)
+    return tree, before, result, folder
+
+
+@pytest.mark.parametrize("trunk", ["dinov2", "dinov3"])
+@pytest.mark.parametrize("branch", ["clip", "siglip", "dinov2_registers", "dinov3"])
+def test_losses_and_gradients_are_those_of_plain_models(tree_of, pictures, trunk, branch):
+    """With weights W + s B A put into plain models, by the chain rule: dA = s B' dW and dB = s dW A'."""
+    tree = tree_of(trunk, branch, splits=[1, 2])
+    plain = tree_of(trunk, branch, splits=[1, 2])
+    plain.load_state_dict(tree.state_dict())
+    name, batch = next(iter(tree.branches)), seen(tree, pictures[:5])
+    teacher = Teacher(tree)
+    teacher.hold(trunk=True, tails=True)
+    tuning = Tuning(tree, TuneConfig(**BOTH, alpha=6.0), 0)
+    matcher = Matcher(teacher, match="raw", tuning=tuning, own=0.5)
+    generator = torch.Generator().manual_seed(3)
+    for change in tuning.changes.values():
+        change.lora_B.data.normal_(0, 0.02, generator=generator)
+    wanted = {n: matcher.wanted(n, teacher.target(n, batch[teacher.pixels_of(n)])) for n in matcher.names()}
+    losses = matcher(batch[TRUNK_PIXELS], wanted)
+    matcher.total(losses).backward()
+
+    weights = dict(plain.named_parameters())
+    names = {key.replace("-", "."): change for key, change in tuning.changes.items()}
+    for key, change in names.items():
+        weights[key].data += 6.0 / 4 * change.lora_B.detach() @ change.lora_A.detach()
+        weights[key].requires_grad_(True)
+    taps = plain.trunk.taps(batch[TRUNK_PIXELS], [1, 2, 3])
+    own, target = load_vfm(plain.config.trunk, grid=4), load_vfm(plain.config.branches[0].spec, grid=4)
+    patches = target.patches(target.taps(batch[f"target_{name}"], [3])[3])
+    expected = [
+        (target.patches(plain.branches[name].run_tail(plain.branches[name].stitches[str(s)](taps[s], plain.trunk), s))
+         - patches).square().mean()
+        for s in (1, 2)
+    ]  # fmt: skip
+    kept = own.patches(own.taps(batch[TRUNK_PIXELS], [3])[3])
+    expected.append((plain.trunk.patches(taps[3]) - kept).square().mean())
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-4, atol=1e-6)
+    (expected[0] + expected[1] + 0.5 * 2 * expected[2]).backward()
+    assert {k.partition(".")[0] for k in names} == {"trunk", "branches"}
+    for key, change in names.items():
+        grad = 6.0 / 4 * weights[key].grad
+        scale = float(grad.abs().max())
+        torch.testing.assert_close(change.lora_A.grad, change.lora_B.detach().T @ grad, rtol=1e-3, atol=1e-5 * scale)
+        torch.testing.assert_close(change.lora_B.grad, grad @ change.lora_A.detach().T, rtol=1e-3, atol=1e-4 * scale)
+    stitches, same = (t.branches[name].stitches.parameters() for t in (tree, plain))
+    for p, q in zip(stitches, same, strict=True):
+        torch.testing.assert_close(p.grad, torch.zeros_like(p) if q.grad is None else q.grad, rtol=1e-3, atol=1e-5)
+    tuning.detach()
+
+
+def test_only_what_is_said_changes_and_by_no_more_than_the_rank(tuned):
+    tree, before, result, _ = tuned
+    after = state_of(tree)
+    assert after.keys() == before.keys()
+    assert not any(parametrize.is_parametrized(m) for m in tree.modules())
+    assert not any(p.requires_grad for n, p in tree.named_parameters() if ".stitches." not in n)
+    moved = {k for k in after if not torch.equal(after[k], before[k]) and ".stitches." not in k}
+    matrix = re.compile(r"(trunk\.blocks\.[01]|branches\.clip\.tail\.blocks\.[12])\.(attn|mlp)\.\w+\.weight")
+    assert moved == {k for k in after if matrix.fullmatch(k)}  # trunk blocks that no stitch comes after stay
+    for k in moved:
+        assert torch.linalg.matrix_rank((after[k] - before[k]).double(), rtol=1e-4) <= 4
+    assert tree.config.tuned == Tuned(
+        trunk_blocks=2, tails="lora", rank=4, pictures=32, steps=16, own_error=result.own.error,
+        own_channel_error=result.own.channel_error,
+    )  # fmt: skip
+
+
+def test_it_brings_the_branch_closer_and_the_report_is_against_the_published_models(tuned, tree_of, tiny, pictures):
+    tree, _, result, _ = tuned
+    alone = tree_of("dinov2", "clip", splits=[1, 2])
+    plain = fit_stitches(alone, pictures, match="mix", **FIT)
+    for a, b in zip(result.reports, plain.reports, strict=True):
+        assert a.final.channel_error < b.final.channel_error
+    with torch.no_grad():
+        batch = seen(tree, pictures[:9])
+        target, trunk = load_vfm(tiny("clip", 48, seed=1), grid=4), load_vfm(tiny("dinov2"), grid=4)
+        y = target.patches(target.taps(batch["target_clip"], [3])[3]).flatten(0, 1).double()
+        given = tree.branch_tokens(batch[TRUNK_PIXELS], 2)
+        off = (given["clip"].flatten(0, 1) - y).square().sum() / (y - y.mean(0)).square().sum()
+        assert evaluate_stitches(tree, pictures[:9])[1].final.error == pytest.approx(float(off), rel=1e-4)
+        x = trunk.patches(trunk.taps(batch[TRUNK_PIXELS], [3])[3]).flatten(0, 1).double()
+        off = (given["dinov2"].flatten(0, 1) - x).square().sum() / (x - x.mean(0)).square().sum()
+        assert evaluate_trunk(tree, pictures[:9]).error == pytest.approx(float(off), rel=1e-4)
+        assert 0 < result.own.error < 1
+    assert evaluate_trunk(alone, pictures[:9]).error == 0
+
+
+def test_the_term_of_the_trunks_own_features_holds_it(tuned, tree_of, pictures):
+    free, held = (
+        fit_stitches(tree_of(splits=[1]), pictures, tune={**BOTH, "lr": 0.1, "own": own}, match="mix", **FIT)
+        for own in (0.0, 30.0)
+    )
+    assert free.own.error > 2 * held.own.error > 0
+    assert "own" not in free.history[0]
+    assert held.history[-1]["own"] > 0
+    apart = tree_of("dinov2", "clip", splits=[1, 2], keep_trunk=False)
+    assert fit_stitches(apart, pictures, tune=BOTH, **FIT).own is None  # no features of its own come out
+    assert apart.config.tuned.own_error is None
+
+
+def test_stitches_alone_carry_the_changes_to_the_bit(tuned, tree_of, tmp_path):
+    tree, _, _, folder = tuned
+    pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    wanted, tokens = state_of(tree), tree(pixels)
+
+    def equal(other):
+        return all(torch.equal(v, other.state_dict()[k]) for k, v in wanted.items() if k in other.state_dict())
+
+    loaded = VSTEncoder.from_pretrained(folder / "stitches")
+    assert equal(loaded)
+    assert loaded.config == tree.config
+    assert torch.equal(loaded(pixels), tokens)
+    fresh = tree_of("dinov2", "clip", splits=[1, 2])
+    fresh.load_stitches(folder / "stitches")
+    assert equal(fresh)
+    fresh.load_stitches(folder / "stitches")  # what is tuned already is not tuned again
+    assert equal(fresh)
+    fresh.load_stitches(loaded.save_stitches(tmp_path / "again"))
+    assert equal(fresh)
+    for split in (1, 2):  # trunk blocks that are held for the trunk's own features stay tuned
+        cut = VSTEncoder.from_pretrained(folder / "stitches", splits=[split])
+        assert equal(cut)
+        again = VSTEncoder.from_pretrained(cut.save_stitches(tmp_path / f"cut-{split}"))
+        assert torch.equal(again(pixels), cut(pixels))
+    half = VSTEncoder.from_pretrained(folder / "stitches", dtype="bfloat16")
+    whole = VSTEncoder.from_pretrained(tree.save_pretrained(tmp_path / "whole"), dtype="bfloat16")
+    assert all(torch.equal(v, half.state_dict()[k]) for k, v in whole.state_dict().items())
+    assert whole.config == half.config == tree.config
+
+
+def test_what_was_tuned_is_told(tuned, tmp_path, capsys):
+    from vst import cli
+
+    tree, _, _, folder = tuned
+    told = tree.config.tuned.told()
+    assert "trunk blocks 1 to 2 by low-rank changes (rank 4, all matrices) and the tails by the same" in told
+    assert "trained in 16 steps on 32 pictures and merged" in told
+    assert f"relative error of {tree.config.tuned.own_error:.3f}" in told
+    for made in (folder / "stitches", tree.save_pretrained(tmp_path / "whole")):
+        assert told in (made / "README.md").read_text()
+        cli.main(["inspect", str(made)])
+        assert "Tuned: trunk blocks 1 to 2" in capsys.readouterr().out
+    plain = replace(tree.config, tuned=None)
+    assert "tuned" not in plain.to_dict()
+
+
+def test_a_whole_tuned_tree_is_saved_whole_and_not_tuned_again(tuned, pictures, tmp_path):
+    tree, _, _, _ = tuned
+    whole = VSTEncoder.from_pretrained(tree.save_pretrained(tmp_path / "whole"))
+    with pytest.raises(ValueError, match=r"was loaded whole.*save it whole \(save_pretrained\)"):
+        whole.save_stitches(tmp_path / "stitches")
+    with pytest.raises(ValueError, match="was loaded whole"):
+        fit_stitches(whole, pictures, folder=tmp_path / "run", **FIT)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"was tuned already .*build it from its sources"):
+        fit_stitches(whole, pictures, tune=BOTH, **FIT)
+    before = state_of(whole)
+    fit_stitches(whole, pictures, **FIT)  # its stitches alone
+    moved = {k for k, v in whole.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved
+    assert all(".stitches." in k for k in moved)
+
+
+def test_stitches_of_a_tree_that_was_not_tuned_do_not_go_into_one_that_was(tuned, tree_of, tmp_path):
+    plain = tree_of("dinov2", "clip", splits=[1, 2])
+    tree = VSTEncoder.from_pretrained(tuned[3] / "stitches")
+    with pytest.raises(ValueError, match="not tuned, and this tree is tuned already"):
+        tree.load_stitches(plain.save_stitches(tmp_path / "plain"))
+    config = (tuned[3] / "stitches" / "config.json").read_text()
+    damaged = tuned[0].save_stitches(tmp_path / "damaged")
+    (damaged / "config.json").write_text(config.replace('"rank": 4', '"rank": 5'))
+    with pytest.raises(ValueError, match="says tuned"):
+        VSTEncoder.from_pretrained(damaged)
+
+
+@pytest.mark.parametrize("trunk", ["clip", "dinov3"])
+def test_norms_alone(tree_of, pictures, tmp_path, trunk):
+    tree = tree_of(trunk, "dinov3", splits=[1])
+    before = state_of(tree)
+    folder = tmp_path / "run"
+    fit_stitches(tree, pictures, tune={"tails": "norms"}, folder=folder, **FIT)
+    moved = {k for k, v in tree.state_dict().items() if not torch.equal(v, before[k]) and ".stitches." not in k}
+    tail = next(iter(tree.branches.values())).tail
+    name = next(iter(tree.branches))
+    assert moved == {f"branches.{name}.tail.blocks.{i}.{n}" for i, b in tail.blocks.items() for n in norms_of(b)}
+    loaded = VSTEncoder.from_pretrained(folder / "stitches")
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in tree.state_dict().items())
+
+
+@pytest.mark.parametrize(("matrices", "parts"), [("attention", {"attn"}), ("mlp", {"mlp"})])
+def test_some_matrices_alone(tree_of, pictures, matrices, parts):
+    tree = tree_of("dinov2", "clip", splits=[1], widths=(32, 32), stitch="lora")  # a stitch that reads trunk blocks
+    before = state_of(tree)
+    fit_stitches(tree, pictures, tune={**BOTH, "matrices": matrices}, **{**FIT, "epochs": 1})
+    moved = {k for k, v in tree.state_dict().items() if not torch.equal(v, before[k]) and ".stitches." not in k}
+    assert {k.split("blocks.")[1].split(".")[1] for k in moved} == parts
+
+
+def test_a_lora_stitch_adapts_the_tuned_block(tree_of, pictures):
+    """Its block is the trunk's own as it is tuned: the same tokens while weights are computed and once plain."""
+    tree = tree_of("dinov2", "clip", splits=[2, 3], widths=(32, 32), stitch="lora")
+    tuning, x = Tuning(tree, TuneConfig(**BOTH), 0), torch.randn(2, 17, 32)
+    assert tree.config.branches[0].reads(3) == 2
+    for change in tuning.changes.values():
+        change.lora_B.data.normal_(0, 0.1)
+    stitch = tree.branches["clip"].stitches["2"]  # adapts block 1, which is tuned
+    computed = stitch(x, tree.trunk)
+    changes = tuning.result()
+    tuning.detach()
+    untuned = stitch(x, tree.trunk)
+    tree.take_changes(changes, replace(tree.config, tuned=TuneConfig(**BOTH).what(tree)))
+    torch.testing.assert_close(computed, stitch(x, tree.trunk), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(untuned, computed, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"checkpointing": True}, {"workers": 1}, {"cache": "cache"}], ids=lambda c: next(iter(c))
+)
+def test_how_it_is_run_changes_nothing(tuned, tree_of, pictures, tmp_path, changes):
+    if "cache" in changes:
+        changes = {"cache": str(tmp_path / "cache")}
+    tree = tree_of("dinov2", "clip", splits=[1, 2])
+    fit_stitches(tree, pictures, tune=BOTH, match="mix", **FIT, **changes)
+    close = 3e-2 if "cache" in changes else 1e-5  # halves are kept there
+    for k, v in tuned[0].state_dict().items():
+        torch.testing.assert_close(tree.state_dict()[k], v, rtol=close, atol=close)
+    if "cache" in changes:
+        assert len(list((tmp_path / "cache").glob("*/rows.f16"))) == 2  # the branch's, and the trunk's own
+
+
+def test_bf16_is_close_and_leaves_fp32(tuned, tree_of, pictures):
+    tree = tree_of("dinov2", "clip", splits=[1, 2])
+    result = fit_stitches(tree, pictures, tune=BOTH, match="mix", precision="bf16", **FIT)
+    assert all(p.dtype == torch.float32 for p in tree.parameters())
+    for a, b in zip(result.reports, tuned[2].reports, strict=True):
+        assert a.final.channel_error == pytest.approx(b.final.channel_error, rel=0.05)
+
+
+def test_a_fit_that_fails_leaves_the_models_as_they_were(tree_of, pictures):
+    tree = tree_of("dinov2", "clip", splits=[1, 2])
+    before = state_of(tree)
+    with pytest.raises(RuntimeError, match=r"not finite.*lower lr"):
+        fit_stitches(tree, pictures, **{**FIT, "tune": {**BOTH, "lr": 1e20}})
+    assert tree.config.tuned is None
+    assert tree.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in tree.state_dict().items() if ".stitches." not in k)
+
+
+def test_what_cannot_be_tuned_is_said(tree_of, pictures):
+    for options, message in [
+        ({"objective": "lfm", "tune": BOTH}, "tune.tails needs an objective that compares features behind the tail"),
+        ({"objective": "ridge", "tune": {"trunk": "lora"}}, "tune.trunk needs an objective that is trained"),
+        ({"objective": "lfm", "hints": 1, "beyond": True}, "hints, beyond need an objective"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            FitConfig(**options)
+    with pytest.raises(TypeError, match="tune has no option 'tail'"):
+        FitConfig(tune={"tail": "lora"})
+    with pytest.warns(UserWarning, match="keeps no block"):
+        tree = tree_of("dinov2", "clip", splits=[3])  # its features are read where it is entered
+    with pytest.raises(ValueError, match="no block of this tree is left"):
+        fit_stitches(tree, pictures, tune={"tails": "lora"}, **FIT)
+
+
+def test_changes_are_merged_by_the_sums_they_are(tree_of):
+    """Against exact fractions: each entry is the fp32 number nearest to a sum whose every step is rounded to fp64."""
+    generator = torch.Generator().manual_seed(0)
+    weight, down, up = (torch.randn(shape, generator=generator) for shape in ((3, 5), (4, 5), (3, 4)))
+    found = merged(weight, down, up)
+    for i in range(3):
+        for j in range(5):
+            total = float(weight[i, j])
+            for k in range(4):
+                total = float(Fraction(total) + Fraction(float(up[i, k])) * Fraction(float(down[k, j])))
+            assert float(found[i, j]) == float(torch.tensor(total, dtype=torch.float64).float())
+    tall = torch.randn(300, 700, generator=generator)
+    down, up = torch.randn(8, 700, generator=generator), torch.randn(300, 8, generator=generator)
+    rows = torch.cat([merged(tall[i : i + 1], down, up[i : i + 1]) for i in range(300)])
+    assert torch.equal(merged(tall, down, up), rows)  # however it is cut into parts
+
+
+@pytest.mark.parametrize("enter", [0, 1])
+def test_hints_and_the_last_block_written_by_hand(tree_of, tiny, pictures, enter):
+    tree = tree_of("dinov2", "clip", splits=[1], depths=(4, 6), enters=[enter])  # features at 5 of 6
+    batch, whole = seen(tree, pictures[:6]), load_vfm(tiny("clip", 48, 6, seed=1), grid=4)
+    teacher = Teacher(tree, beyond=True)
+    matcher = Matcher(teacher, match="mix", hints=1, beyond=True)
+    middle = enter + round((5 - enter) / 2)
+    assert matcher.depths("clip") == [middle, 5, 6]
+    sums = Calibrations(tree, matcher.compared)
+    sums.observe(teacher, batch)
+    sums.set_scales(matcher)
+    wanted = matcher.wanted("clip", teacher.target("clip", batch["target_clip"], matcher.depths("clip")))
+    (loss,) = matcher(teacher.taps(batch[TRUNK_PIXELS]), {"clip": wanted})
+    z = tree.branches["clip"].stitches["1"](teacher.taps(batch[TRUNK_PIXELS])[1], tree.trunk)
+    own = whole.taps(batch["target_clip"], [middle, 5, 6])
+    parts = {}
+    for depth in (middle, 5, 6):
+        given, y = (whole.patches(t).flatten(0, 1) for t in (whole.run(z, enter, depth), own[depth]))
+        std = y.std(0, correction=0)
+        off = (given - y).square()
+        parts[depth] = ((off / std**2).mean() + off.mean() / std.square().mean()) / 2
+    torch.testing.assert_close(loss, parts[5] + (parts[middle] + parts[6]) / 2, rtol=1e-4, atol=1e-5)
