@@ -29,6 +29,7 @@ CONFIGS = [
         "trunk": [["clip"], "x"], "splits": [[], [0], [2, 2], [13], 3], "grid": [0], "pictures": [0, "all"],
         "stitch": ["x", 3], "objectives": [["x"], [], "ridge"], "seeds": [[], ["a"], [1, 1]], "batch_size": [0],
         "repeats": [0], "heldout": [1], "fit": [3], "probe_train": [0], "probe_test": [0],
+        "recipes": [3, {"a": 3}, {"a": {"lr": -1}}, {"a": {"seed": 1}}],
     }),
     (TrainConfig, {}, {
         "rates": [[NAN], [], 0.1, [0]], "trial_steps": [0], "trial_pictures": [0], "batch_size": [0], "warmup": [NAN],

@@ -15,7 +15,7 @@ from vst.demo.division import SCENES, SUBCATEGORIES, TEST_STYLE, Division, TaskD
 from vst.demo.job import run_demo
 from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack, unpack
-from vst.demo.tables import cost_rows, detail_rows, error_rows, notes, score_rows, scores_line, show_results
+from vst.demo.tables import cost_rows, detail_rows, error_rows, fit_rows, notes, score_rows, scores_line, show_results
 from vst.fit.config import FitConfig
 from vst.measure.latency import ALL_IN_FULL
 from vst.measure.recommend import measured_rows, recommend
@@ -125,6 +125,33 @@ def test_tables_hold_means_spreads_and_intervals(results, capsys):
     assert "distinguishable" in capsys.readouterr().out
 
 
+def test_a_tuned_trunk_stands_in_the_tables_without_its_branch(tiny):
+    tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
+    recipes = {"tuned": {"match": "mix", "tune": {"trunk": "lora"}}}
+    config = DemoConfig(
+        splits=[2, 6], seeds=[0, 1], probe_test=PICTURES, recipes=recipes, objectives=["tuned", "ridge", "ffm"]
+    )
+    made, own = rows(), {"error": 0.02, "channel_error": 0.04, "cosine": 1.0, "tokens": 64}
+    for fit in [r for r in made if r.get("objective") == "ffm"]:
+        made.append({**fit, "objective": "tuned", "steps": 30, "pictures": 12, "seconds": {"fit": 7.0},
+                     "trunk": {"tower": tower(0.65), "own": own}})  # fmt: skip
+    found = json.loads(json.dumps(demo_results(made, config, tree, "ffm")))
+    towers = {r["name"]: r for r in found["towers"]}
+    assert list(towers)[3:] == [
+        "VST-2", "VST-2, tuned", "VST-2, ridge", "VST-6", "VST-6, tuned", "VST-6, ridge", "clip tuned, tuned"
+    ]  # fmt: skip
+    trunk = towers["clip tuned, tuned"]
+    assert trunk["extra_flops"] == 0
+    assert trunk["own"]["error"] == pytest.approx(0.02)
+    assert trunk["share"][SCENES]["share"] == pytest.approx((iou(0.65) - iou(0.6)) / (iou(0.8) - iou(0.6)), abs=1e-6)
+    _, cells = fit_rows(found)
+    assert cells[2] == ["tuned", "30", "12", "7 +- 0", "0.020 +- 0.000", "0.040 +- 0.000"]
+    assert cells[0][-1] == "0"
+    assert all("counts" not in json.dumps(f) for f in found["fits"])
+    fit = config.fit_of("tuned", 3)
+    assert (fit.match, fit.tune.trunk, fit.seed, fit.objective) == ("mix", "lora", 3, "ffm")
+
+
 def test_scores_keep_to_their_seeds(tiny):
     tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
     config = DemoConfig(splits=[2, 6], seeds=[1, 0], probe_test=PICTURES)
@@ -215,6 +242,8 @@ def test_small_numbers_are_packed():
         ({"repeats": 0}, "repeats is 0"),
         ({"heldout": 500}, "heldout is 500; expected at most 400"),
         ({"seeds": [1, 1]}, "each once"),
+        ({"recipes": {"ffm": {}}}, "Recipe 'ffm' needs a name that is no objective's"),
+        ({"recipes": {"a": {"epochs": 0}}}, "epochs is 0"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vst.fit.config import FitConfig
-from vst.fit.objectives import fitting_objectives
-from vst.models.fields import SEEDS, check_fields
+from vst.fit.objectives import OBJECTIVES, fitting_objectives
+from vst.models.fields import SEEDS, check_fields, name
+from vst.results.later import later
 from vst.tree.stitches import StitchSpec
 
 MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
@@ -21,7 +24,11 @@ def partner(trunk: str) -> str:
     """
     if not isinstance(trunk, str) or trunk not in MODELS:
         raise ValueError(f"trunk is {trunk!r}; expected {' or '.join(MODELS)}.")
-    return next(name for name in MODELS if name != trunk)
+    return next(model for model in MODELS if model != trunk)
+
+
+def _repeated(values: Sequence[Any]) -> bool:
+    return len(set(values)) < len(values)
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,15 @@ class DemoConfig:
         splits: trunk depths, of 12.
         grid: patches a side of every model.
         stitch: family.
-        objectives: what stitches are fitted to; the last one's tree is kept and shown first.
+        objectives: what stitches are fitted to, by the name of an objective or of one of ``recipes``; the last one's
+            tree is kept and shown first.
         seeds: of the division into training and test emoji, of the scenes, and of the fit.
         pictures: training pictures for the stitches, half scenes and half single emoji.
         probe_train, probe_test: pictures of each task's probe.
         heldout: test pictures for the stitches' errors, half scenes and half single emoji.
         fit: how stitches are fitted; objective and seed come from above.
+        recipes: by a name of yours, the fields of fit that are otherwise, ``{tuned: {tune: {trunk: lora}}}``; trees of
+            a recipe stand in the tables beside the others, and its tuned trunk without a branch.
         batch_size, repeats: of the latency measurement.
     """
 
@@ -55,27 +65,43 @@ class DemoConfig:
     fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, save_every=10))
     batch_size: int = 8
     repeats: int = 15
+    recipes: dict[str, dict[str, Any]] = later(dict)  # noqa: RUF009 (a field)
 
     def __post_init__(self) -> None:
         partner(self.trunk)
         check_fields(self, {"splits": (1, 12), "grid": (1, 64), "batch_size": (1, None), "seeds": SEEDS})
-        known = set(self.objectives) <= set(fitting_objectives())
-        if not known or not self.objectives or len(set(self.objectives)) < len(self.objectives):
+        known = [*fitting_objectives(), *self.recipes]
+        if not set(self.objectives) <= set(known) or not self.objectives or _repeated(self.objectives):
             raise ValueError(
-                f"objectives are {self.objectives}; expected one or more of "
-                f"{', '.join(fitting_objectives())}, each once."
+                f"objectives are {self.objectives}; expected one or more of {', '.join(known)}, each once."
             )
-        for name in ("splits", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} are {values}; expected one or more, each once.")
+        for recipe, changes in self.recipes.items():
+            name(recipe, "A recipe's name")
+            if recipe in fitting_objectives() or "seed" in changes:
+                raise ValueError(f"Recipe {recipe!r} needs a name that is no objective's, and no seed of its own.")
+            self.fit_of(recipe, 0)
+        for part in ("splits", "seeds"):
+            values = getattr(self, part)
+            if not values or _repeated(values):
+                raise ValueError(f"{part} are {values}; expected one or more, each once.")
         StitchSpec(self.stitch)
         # A probe needs several classes to learn from, of 20.
-        for name, least in (("pictures", 10), ("probe_train", 40), ("probe_test", 8), ("heldout", 2), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}.")
+        for part, least in (("pictures", 10), ("probe_train", 40), ("probe_test", 8), ("heldout", 2), ("repeats", 1)):
+            if getattr(self, part) < least:
+                raise ValueError(f"{part} is {getattr(self, part)}; expected at least {least}.")
         if self.heldout > 2 * self.probe_test:
             raise ValueError(f"heldout is {self.heldout}; expected at most {2 * self.probe_test}, twice probe_test.")
+
+    def fit_of(self, recipe: str, seed: int) -> FitConfig:
+        """How stitches are fitted for one of ``objectives``, by a seed.
+
+        Raises:
+            ValueError, TypeError: a recipe that is none.
+        """
+        if recipe in self.recipes:
+            return FitConfig.of(self.fit, {**self.recipes[recipe], "seed": seed})
+        match = self.fit.match if self.fit.match in OBJECTIVES[recipe].units else "channel"
+        return replace(self.fit, objective=recipe, match=match, seed=seed)
 
     @property
     def branch(self) -> str:

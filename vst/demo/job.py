@@ -27,7 +27,6 @@ from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack
 from vst.demo.tables import scores_line, show_results
 from vst.fit.loop import fit_stitches
-from vst.fit.objectives import OBJECTIVES
 from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
 from vst.results.drawing import NotDrawn, drawing
@@ -145,26 +144,35 @@ class _Job:
             tree = self.tree(seed).to(self.device)
             branch = self.config.branch
             target = FullEncoders.load(tree.config, [branch]).to(self.device)
-            self._encoded[seed] = {
-                (name, part): self._encode(tree, target, getattr(task, part), f"seed {seed}: {name}, {part}")
-                for name, task in self.division(seed).tasks.items()
-                for part in ("train", "test")
-            }
+            self._encoded[seed] = self._encode_all(tree, target, seed, f"seed {seed}")
         return self._encoded[seed]
 
+    def _encode_all(
+        self, tree: VSTEncoder, target: FullEncoders | None, seed: int, title: str
+    ) -> dict[tuple[str, str], dict[str, Any]]:
+        """By task and part, a tree's tokens, and a target's where one is given."""
+        return {
+            (name, part): self._encode(tree, target, getattr(task, part), f"{title}: {name}, {part}")
+            for name, task in self.division(seed).tasks.items()
+            for part in ("train", "test")
+        }
+
     @torch.no_grad()
-    def _encode(self, tree: VSTEncoder, target: FullEncoders, images: list[Image.Image], title: str) -> dict[str, Any]:
+    def _encode(
+        self, tree: VSTEncoder, target: FullEncoders | None, images: list[Image.Image], title: str
+    ) -> dict[str, Any]:
         trunk, branch = tree.config.trunk_name, self.config.branch
         taps: dict[int, list[Tensor]] = {}
-        own: dict[str, list[Tensor]] = {trunk: [], branch: []}
-        transforms = {trunk: tree.transform(), **target.transforms()}
+        own: dict[str, list[Tensor]] = {trunk: [], **({} if target is None else {branch: []})}
+        transforms = {trunk: tree.transform(), **({} if target is None else target.transforms())}
         for pixels in _batches(images, transforms, title):
             there = {name: p.to(self.device) for name, p in pixels.items()}
             tokens = tree.taps(there[trunk])
             for depth, x in tokens.items():
                 taps.setdefault(depth, []).append(x.cpu())
             own[trunk].append(tree.trunk.features(tokens[tree.config.trunk_stop]).cpu())
-            own[branch].append(target.branch_tokens({branch: there[branch]})[branch].cpu())
+            if target is not None:
+                own[branch].append(target.branch_tokens({branch: there[branch]})[branch].cpu())
         return {
             "taps": {depth: torch.cat(x) for depth, x in taps.items()},
             "own": {name: torch.cat(x) for name, x in own.items()},
@@ -192,27 +200,38 @@ class _Job:
             return
         config, division, tree = self.config, self.division(seed), self.tree(seed)
         folder = self.run.path("fits") / key
-        match = config.fit.match if config.fit.match in OBJECTIVES[objective].units else "channel"
         result = fit_stitches(
             tree,
             division.fit,
-            replace(config.fit, objective=objective, match=match, seed=seed),
+            config.fit_of(objective, seed),
             heldout_images=division.heldout,
             folder=folder,
             resume=folder.exists(),
         )
-        encoded = self.encoded(seed)
         tree.to(self.device)
+        title = f"seed {seed}, {objective}"
+        tuned = tree.config.tuned is not None and tree.config.tuned.trunk_blocks > 0
+        encoded = self._encode_all(tree, None, seed, title) if tuned else self.encoded(seed)
         towers, splits = {}, tree.splits
-        for split in track(splits, f"seed {seed}, {objective}: tails and probes", len(splits)):
+        for split in track(splits, f"{title}: tails and probes", len(splits)):
             parts = {at: self._stitched(tree, e["taps"], split) for at, e in encoded.items()}
             towers[f"VST-{split}"] = self._scored(division.tasks, parts)
         if seed == config.seeds[0]:
             tree.save_pretrained(self.run.path("tree"), overwrite=True)
         reports = [report.to_dict() for report in result.reports]
-        row = {"seed": seed, "objective": objective, "towers": towers, "reports": reports, "seconds": result.seconds}
+        row: dict[str, Any] = {
+            "seed": seed,
+            "objective": objective,
+            "towers": towers,
+            "reports": reports,
+            "seconds": result.seconds,
+        }
+        row |= {"steps": result.steps, "pictures": result.pictures}
+        if tuned:  # what it keeps without any branch, at the cost of the trunk alone
+            own = {at: [e["own"][tree.config.trunk_name]] for at, e in encoded.items()}
+            row["trunk"] = {"tower": self._scored(division.tasks, own), "own": result.to_dict().get("own")}
         self.run.add({**row, "history": result.history}, key)
-        print(scores_line(f"seed {seed}, {objective}", towers))
+        print(scores_line(title, {**towers, **({f"{config.trunk} tuned": row["trunk"]["tower"]} if tuned else {})}))
 
     @torch.no_grad()
     def _stitched(self, tree: VSTEncoder, taps: Mapping[int, Tensor], split: int) -> list[Tensor]:

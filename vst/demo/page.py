@@ -12,7 +12,7 @@ from PIL import Image
 from vst.demo.config import MODELS
 from vst.demo.division import SCENES, TaskData
 from vst.demo.results import unpack
-from vst.demo.tables import STITCH_NOTE, cost_rows, detail_rows, error_rows, notes, score_rows
+from vst.demo.tables import STITCH_NOTE, cost_rows, detail_rows, error_rows, fit_rows, notes, score_rows
 from vst.measure.latency import ALL_IN_FULL
 from vst.results.folders import Run, atomic_path
 from vst.results.page import STYLE, data_url, html_table, png
@@ -78,6 +78,9 @@ stitched ones share directions and scale: the same colour is the same feature. T
 <p class="note">Scenes; means over seeds, in percent.</p>
 {html_table(*error_rows(results), text=(1,))}
 <p class="note">Stitches on held-out pictures: {html.escape(STITCH_NOTE)}.</p>
+{html_table(*fit_rows(results))}
+<p class="note">Fits, on the machine that ran them; the trunk's own error is that of its features to the published
+model's, where it was tuned.</p>
 <p class="note"><small>The DINOv2 weights were trained further for saliency by their publisher, and both models are small;
 numbers of this pair say nothing about larger models, photographs or language models.</small></p>
 </body></html>"""

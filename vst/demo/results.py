@@ -56,15 +56,22 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
     fits = [r for r in scored if r["objective"] is not None]
     models = [r for r in scored if r["objective"] is None]
     by_tower: dict[str, list[Row]] = {}
+    tuned = f"{config.trunk} tuned"
     for r in scored:
-        for name, tower in r["towers"].items():
+        held = {**r["towers"], **({tuned: r["trunk"]["tower"]} if "trunk" in r else {})}
+        for name, tower in held.items():
             by_tower.setdefault(_name(name, r["objective"], shown), []).append(tower)
     trunk, branch = f"{config.trunk} alone", f"{config.branch} alone"
     better = {t: max((trunk, branch), key=lambda n: _mean(by_tower[n], t)) for t in KINDS}
     costs = {r["name"]: r for r in timing["rows"]}
     towers = []
-    for cost in timing["rows"]:
-        for objective in [shown, *(o for o in objectives if o != shown)] if cost["kind"] == "split" else [None]:
+    # A tuned trunk without any branch costs what the trunk does.
+    alone = {**costs[trunk], "name": tuned, "kind": "tuned"}
+    for cost in [*timing["rows"], alone]:
+        recipes = [
+            o for o in [shown, *(o for o in objectives if o != shown)] if _name(cost["name"], o, shown) in by_tower
+        ]
+        for objective in recipes if cost["kind"] in ("split", "tuned") else [None]:
             own = by_tower[name := _name(cost["name"], objective, shown)]
             scores = {t: dict(zip(map(str, seeds), (x[t]["score"] for x in own), strict=True)) for t in KINDS}
             means = [statistics.mean(values) for values in zip(*(s.values() for s in scores.values()), strict=True)]
@@ -73,7 +80,10 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
             tower["share"] = {t: _share(own, by_tower[better[t]], by_tower[ALL_IN_FULL], t) for t in KINDS}
             tower["detail"] = _detail([unpack(x[SCENES]["counts"]) for x in own])
             tower |= _over_trunk(cost, costs[trunk])
-            if objective is not None:
+            if cost["kind"] == "tuned":
+                values = [f["trunk"]["own"] for f in fits if f["objective"] == objective and f["trunk"]["own"]]
+                tower["own"] = {k: statistics.mean(v[k] for v in values) for k in (values[0] if values else ())}
+            elif objective is not None:
                 tower["extra_blocks"] = extra_blocks(tree, cost["split"])
                 reports = [x for f in fits if f["objective"] == objective for x in f["reports"]]
                 at = [x for x in reports if x["split"] == cost["split"]]
@@ -88,12 +98,18 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
         "score": "mean of both tasks' scores, %",
         "majority": {t: statistics.mean(r["majority"][t] for r in models) for t in KINDS},
         "towers": towers,
-        "fits": [{k: v for k, v in f.items() if k not in ("history", "towers")} for f in fits],
+        "fits": [_told(f) for f in fits],
         "batch_size": timing["batch_size"],
         "caption": f"{MODELS[config.trunk]} trunk, {MODELS[config.branch]} branch, {tree.grid} x {tree.grid} grid, "
         f"{config.stitch} stitch; {config.probe_test} held-out pictures a task, {len(seeds)} "
         f"seed{'s' if len(seeds) > 1 else ''}; fp32, batch {timing['batch_size']}, {timing['device']}",
     }
+
+
+def _told(fit: Row) -> Row:
+    """A fit without its history and what its towers answered."""
+    own = {"trunk": {"own": fit["trunk"]["own"]}} if "trunk" in fit else {}
+    return {**{k: v for k, v in fit.items() if k not in ("history", "towers")}, **own}
 
 
 def _name(tower: str, objective: str | None, shown: str) -> str:

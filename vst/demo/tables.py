@@ -105,6 +105,19 @@ def error_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
+def fit_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of what fits took and, where they tuned the trunk, how far its own features have moved."""
+    heads = ["objective", "steps", "pictures", "seconds of fitting", "trunk's own error", "by channel"]
+    rows = []
+    for objective in dict.fromkeys(f["objective"] for f in results["fits"]):
+        fits = [f for f in results["fits"] if f["objective"] == objective]
+        own = [f["trunk"]["own"] for f in fits if f.get("trunk")]
+        moved = [spread([a[key] for a in own]) if own else "0" for key in ("error", "channel_error")]
+        counts = [str(max(f.get(key, 0) for f in fits)) for key in ("steps", "pictures")]
+        rows.append([objective, *counts, spread([f["seconds"].get("fit", 0.0) for f in fits], 0), *moved])
+    return heads, rows
+
+
 def notes(results: Results) -> str:
     """What the table's columns are."""
     better = results["better"]
@@ -129,10 +142,10 @@ def scores_line(title: str, towers: Results) -> str:
 
 def demo_markdown(results: Results) -> str:
     """All tables as Markdown, for the documentation."""
-    scores, costs, details, errors = (
-        markdown(*rows(results)) for rows in (score_rows, cost_rows, detail_rows, error_rows)
+    scores, costs, details, errors, fits = (
+        markdown(*rows(results)) for rows in (score_rows, cost_rows, detail_rows, error_rows, fit_rows)
     )
-    return "\n\n".join([scores, notes(results), costs, details, errors])
+    return "\n\n".join([scores, notes(results), costs, details, errors, fits])
 
 
 def show_results(results: Results) -> None:
@@ -140,3 +153,4 @@ def show_results(results: Results) -> None:
     table("Scores", *score_rows(results))
     table("Cost", *cost_rows(results), notes(results))
     table("Stitches on held-out pictures", *error_rows(results), STITCH_NOTE)
+    table("Fits", *fit_rows(results))

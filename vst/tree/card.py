@@ -17,6 +17,7 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
         f"| {what} | `{cell(spec.source)}` | {held} of {spec.depth} | {spec.width} | {cell(spec.license)} |"
         for what, (spec, held) in parts.items()
     ]
+    table = ["| branch | stitch | trunk splits | enters its own depth |", "|---|---|---|---|"]
     stitches = [
         f"| `{b.name}` | {b.stitch.family} | {', '.join(map(str, b.splits))} | {', '.join(map(str, b.enters))} |"
         for b in config.branches
@@ -26,6 +27,9 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
         if stitches_only
         else "This folder is self-contained: loading needs no network."
     )
+    branches = "; the branches continue from it through trained stitch layers" if config.branches else ""
+    if len(config.names) > 1:
+        branches += f". Fusion: {config.fusion}"
     head = ModelCardData(
         library_name="vfm-stitch-tree",
         pipeline_tag="image-feature-extraction",
@@ -36,9 +40,8 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
         [
             "# A stitch tree",
             "",
-            f"One trunk sees pictures of {config.image_size} x {config.image_size} pixels ({config.grid} x "
-            f"{config.grid} patches); the branches continue from it through trained stitch layers. Fusion: "
-            f"{config.fusion}. {weights}",
+            f"{'One trunk' if config.branches else 'One model'} sees pictures of {config.image_size} x "
+            f"{config.image_size} pixels ({config.grid} x {config.grid} patches){branches}. {weights}",
             "",
             "| part | source | kept | width | licence of the weights |",
             "|---|---|---|---|---|",
@@ -47,10 +50,7 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
             "Each part stays under its own licence; read them before you pass the tree on.",
             "",
             *([] if config.tuned is None else [f"Its models are not the published ones: {config.tuned.told()}.", ""]),
-            "| branch | stitch | trunk splits | enters its own depth |",
-            "|---|---|---|---|",
-            *stitches,
-            "",
+            *([*table, *stitches, ""] if stitches else []),
             "```python",
             "import vst",
             'tree = vst.VSTEncoder.from_pretrained("this-folder")',

@@ -305,6 +305,18 @@ class VSTConfig(TreeOptions):
         """The same tree with one split alone."""
         return self.pruned({name: [depth] for name, depth in self.resolve(split).items()})
 
+    def trunk_alone(self) -> VSTConfig:
+        """The trunk with its own tail, as a tree without branches.
+
+        Raises:
+            ValueError: the tree does not keep its trunk's own features.
+        """
+        if not self.keep_trunk:
+            raise ValueError("This tree does not keep its trunk's own features (keep_trunk), so nothing is left alone.")
+        tuned = self.tuned if self.tuned is not None and self.tuned.trunk_blocks else None
+        tuned = None if tuned is None else replace(tuned, tails="none")
+        return replace(self, branches=(), split=None, fusion="channel", fusion_weights=None, tuned=tuned)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types, with ``model_type`` first."""
         out: dict[str, Any] = {"model_type": MODEL_TYPE, "trunk": self.trunk.to_dict()}

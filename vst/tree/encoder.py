@@ -177,6 +177,22 @@ class VSTEncoder(OnDisk):
             branch.stitches.requires_grad_(True)
         return self
 
+    def trunk_alone(self) -> VSTEncoder:
+        """The trunk with its own tail, as a tree without branches: a tower of one model, its tensors shared with this.
+
+        Of a tree whose trunk was tuned it keeps what the trunk took over from the branches' models, at no cost at all:
+        the control that tells how much of a tree's gain lies in its trunk.
+
+        Raises:
+            ValueError: the tree does not keep its trunk's own features.
+        """
+        config = self.config.trunk_alone()
+        tree = type(self).skeleton(config)
+        own = tree.state_dict()
+        tree.load_state_dict({k: v for k, v in self.state_dict().items() if k in own}, strict=True, assign=True)
+        tree.changes = None if self.changes is None or config.tuned is None else self.changes
+        return tree.freeze().train(self.training)
+
     def fold(self) -> VSTEncoder:
         """Fold the stitches' standardisation into their linear layers, for inference; returns self.
 
