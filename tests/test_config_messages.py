@@ -19,7 +19,7 @@ CONFIGS = [
         "cache_limit_gb": [NAN, 0], "deepspeed": [1, ""], "checkpointing": ["no"], "objective": [["ffm"], "x"],
         "match": [None], "start": [1], "seed": ["a", None, 0.5, 10**30], "save_every": [0], "heldout": [0],
         "calibration": [0], "precision": [None, "fp16"], "picture_mb": [0, NAN, "many"],
-        "hints": [-1, 0.5, "x"], "beyond": ["no"], "tune": [3, {"trunk": "x"}],
+        "hints": [-1, 0.5, "x"], "beyond": ["no"], "augment": ["no"], "tune": [3, {"trunk": "x"}],
     }),
     (TuneConfig, {}, {
         "trunk": ["norms", None], "tails": ["x", 1], "rank": [0, 1.5], "alpha": [0, NAN, "x"], "matrices": ["qkv"],

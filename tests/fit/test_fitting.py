@@ -284,6 +284,8 @@ def test_runs_are_not_overwritten_and_finished_ones_are_read_back(tree_of, pictu
 
 
 def _config(tiny, picture_folder, **fit):
+    """Stitches, trunk and tail are trained together: what is compared holds the changes as well."""
+    tune = {"trunk": "lora", "tails": "lora", "rank": 4}
     return {
         "tree": {
             "trunk": tiny("dinov2"),
@@ -292,7 +294,7 @@ def _config(tiny, picture_folder, **fit):
             "image_size": 56,
         },
         "images": str(picture_folder),
-        "fit": {"epochs": 10, "batch_size": 8, "save_every": 3, "lr": 0.003, **fit},
+        "fit": {"epochs": 10, "batch_size": 8, "save_every": 3, "lr": 0.003, "tune": tune, **fit},
     }
 
 
@@ -338,6 +340,7 @@ def test_kill_and_resume_gives_the_uninterrupted_stitches(tiny, picture_folder, 
     _launch(config, tmp_path / "killed", tmp_path, "--resume", "true")
     whole, resumed = _stitches(tmp_path / "whole"), _stitches(tmp_path / "killed")
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert any(k.startswith("changes.trunk.") for k in whole)
     results = [json.loads((tmp_path / n / "results.json").read_text())["results"] for n in ("whole", "killed")]
     assert results[0]["reports"] == results[1]["reports"]
     assert results[0]["history"] == results[1]["history"]

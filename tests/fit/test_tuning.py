@@ -6,9 +6,12 @@ from fractions import Fraction
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
 from vst import FitConfig, TuneConfig, VSTEncoder, evaluate_stitches, evaluate_trunk, fit_stitches, load_vfm
+from vst.data.pictures import ImageSet
+from vst.data.views import Views, random_view
 from vst.fit.calibrations import Calibrations
 from vst.fit.matching import Matcher
 from vst.fit.teacher import TRUNK_PIXELS, Teacher, transforms
@@ -313,6 +316,34 @@ def test_changes_are_merged_by_the_sums_they_are(tree_of):
     down, up = torch.randn(8, 700, generator=generator), torch.randn(300, 8, generator=generator)
     rows = torch.cat([merged(tall[i : i + 1], down, up[i : i + 1]) for i in range(300)])
     assert torch.equal(merged(tall, down, up), rows)  # however it is cut into parts
+
+
+def test_views_are_of_all_models_alike_and_the_same_in_every_process(tree_of, pictures, tmp_path, monkeypatch):
+    tree = tree_of("dinov2", "siglip")  # patches of 14 and 16 pixels
+    data = ImageSet(pictures, transforms(tree))
+    views = Views(data, 3)
+    state = torch.get_rng_state()
+    one, again, other = views[5], Views(data, 3)[5], views[5 + len(data)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one["trunk"], again["trunk"])
+    assert not torch.equal(one["trunk"], other["trunk"])
+    seen = [random_view(pictures[5].convert("RGB")) for _ in range(200)]
+    assert all(0.3 <= v.width * v.height / (48 * 48) <= 1 for v in seen)
+    assert len({v.size for v in seen}) > 20
+    for item in (5, 7 + len(data)):  # one view, resized for each and in the normalisation of each
+        shown = {}
+        for name, t in data.transforms.items():
+            mean, std = (torch.tensor(v).view(3, 1, 1) for v in (t.mean, t.std))
+            shown[name] = F.interpolate((views[item][name] * std + mean)[None], (28, 28), mode="area")
+        assert float((shown["trunk"] - shown["target_siglip"]).abs().mean()) < 0.02
+    results = {}
+    for name, options in (("whole", {}), ("workers", {"workers": 2})):
+        tree = tree_of("dinov2", "clip", splits=[2])
+        fit_stitches(tree, pictures, augment=True, folder=tmp_path / name, **FIT, **options)
+        results[name] = state_of(tree)
+    assert all(torch.equal(v, results["workers"][k]) for k, v in results["whole"].items())
+    with pytest.raises(ValueError, match="it needs no cache"):
+        FitConfig(augment=True, cache="x")
 
 
 @pytest.mark.parametrize("enter", [0, 1])

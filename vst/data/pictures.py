@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -93,6 +93,10 @@ class ImageSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor] | Skipped:
         """Read one picture; one that cannot be read comes back as ``Skipped`` instead of raising."""
+        return self.read(index)
+
+    def read(self, index: int, view: Callable[[Image.Image], Image.Image] | None = None) -> dict[str, Tensor] | Skipped:
+        """Read one picture, changed by ``view`` once it is cut, before it is resized for each model."""
         index = self._position(index)
         first = next(iter(self.transforms.values()))
         try:
@@ -102,6 +106,7 @@ class ImageSet(Dataset):
         except UnreadableImage as error:
             return Skipped(self.name(index), error.reason)
         image = cut(image, first.cut, first.background)
+        image = image if view is None else view(image)
         tensors = {transform: transform.resize_only(image) for transform in set(self.transforms.values())}
         return {name: tensors[transform] for name, transform in self.transforms.items()}
 

@@ -29,6 +29,8 @@ class FitConfig:
             :class:`vst.fit.objectives.Objective`.
         hints: compare at so many depths within the tail as well, evenly spread; their mean counts as much as the end.
         beyond: compare at the target's last block as well, where the features are read before it (as LLaVA does).
+        augment: show a random part of each picture, mirrored half the time, another one in every epoch (see
+            :mod:`vst.data.views`); targets are computed for what is shown, and so not cached.
         tune: what of the models themselves is trained with the stitches and merged at the end; see
             :class:`vst.fit.tuning.TuneConfig`.
         start: ``ridge`` or ``procrustes`` (closed forms) or ``random``.
@@ -74,6 +76,7 @@ class FitConfig:
     deepspeed: str | None = None
     hints: int = later(0)
     beyond: bool = later(False)
+    augment: bool = later(False)
     tune: TuneConfig = later(TuneConfig)  # noqa: RUF009 (a field)
 
     def __post_init__(self) -> None:
@@ -106,6 +109,9 @@ class FitConfig:
             fit = ", ".join(n for n in fitting_objectives() if self.match in OBJECTIVES[n].units)
             raise ValueError(f"match {self.match!r} goes with objective {fit} only, not with {self.objective!r}.")
         self._check_depths(objective)
+        if self.augment and (self.cache is not None or objective.closed_form):
+            what = "objective ffm or lfm: a closed form takes no epochs" if objective.closed_form else "no cache"
+            raise ValueError(f"augment shows another view of each picture in every epoch: it needs {what}.")
         for name in ("cache", "deepspeed"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} is ''; expected a path, or none at all.")

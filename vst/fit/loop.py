@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from vst.data.pictures import ImageSet, collate
+from vst.data.views import Views
 from vst.fit.calibrations import Calibrations, check_closed_form
 from vst.fit.clock import Clock
 from vst.fit.config import FitConfig, FitResult, rate_factor
@@ -290,7 +291,8 @@ class _Fit:
                 window.restore(saved["pending"])
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = [batch[rank::world] for batch in plan[first:]]
-        loader = DataLoader(self.data, batch_sampler=shares, collate_fn=collate, num_workers=config.workers)
+        data, shown = self._shown(shares, first)
+        loader = DataLoader(data, batch_sampler=shown, collate_fn=collate, num_workers=config.workers)
         self._recompute(config.checkpointing)
         # Without a folder there is nothing to save, and signals do what they always do.
         listening = nullcontext(Stop()) if run is None else stopping()
@@ -331,6 +333,14 @@ class _Fit:
         finally:
             self._recompute(False)
         return len(plan), history, explained
+
+    def _shown(self, shares: list[list[int]], first: int) -> tuple[Any, list[list[int]]]:
+        """What is loaded for shares of the steps from ``first`` on, and by which numbers."""
+        if not self.config.augment:
+            return self.data, shares
+        size = len(self.data)
+        views = [[row + (first + i) * size for row in share] for i, share in enumerate(shares)]
+        return Views(self.data, self.config.seed), views
 
     def _recompute(self, on: bool) -> None:
         """Whether models that a gradient goes through compute their activations again in the backward pass."""
