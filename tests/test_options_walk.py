@@ -40,9 +40,23 @@ TREE = {
     "fusion": "sequence", "fusion_weights": [0.2, 0.8], "normalise": "none", "cut": "pad", "split": 2,
 }  # fmt: skip
 FIT = {
-    "objective": "lfm", "match": "raw", "start": "random", "calibration": 8, "penalty": 10.0, "epochs": 2,
-    "batch_size": 8, "lr": 1e-2, "weight_decay": 5.0, "warmup": 0.9, "heldout": 4, "limit": 20, "seed": 7,
-    "hints": 1, "beyond": True, "augment": True, "tune": {"tails": "norms"},
+    "objective": "lfm",
+    "match": "raw",
+    "start": "random",
+    "calibration": 8,
+    "penalty": 10.0,
+    "epochs": 2,
+    "batch_size": 8,
+    "lr": 1e-2,
+    "weight_decay": 5.0,
+    "warmup": 0.9,
+    "heldout": 4,
+    "limit": 20,
+    "seed": 7,
+    "hints": 1,
+    "beyond": True,
+    "augment": True,
+    "tune": {"tails": "norms"},
 }
 TUNE = {
     "trunk": "none", "tails": "none", "rank": 2, "alpha": 1.0, "matrices": "mlp", "lr": 1e-2, "own": 50.0,

@@ -79,7 +79,7 @@ def inspect(path: str, dtype: str = "float16") -> None:
         dtype: that memory is told for: float32, float16 or bfloat16.
     """
     from vst.measure.inspect import inspect_tree
-    from vst.tree.saving import read_config
+    from vst.tree.folder import read_config
 
     kind = _dtype(dtype)
     inspect_tree(read_config(path, inside=True)[1], kind)

@@ -43,7 +43,7 @@ from vst.results.drawing import drawing
 from vst.results.finished import ROWS, as_written, read_results
 from vst.results.folders import Run, atomic_path, begun_with, read_json
 from vst.tree.encoder import VSTEncoder
-from vst.tree.saving import check_weights
+from vst.tree.folder import check_weights
 
 TRAIN_STYLES, TEST_STYLE = ("noto", "twemoji"), "fluent"
 STAGES = ("pretrain", "finetune")

@@ -30,7 +30,7 @@ from vst.results.folders import Run
 from vst.results.gain import share_of_gain
 from vst.results.stopping import Stop, stopping
 from vst.results.tables import spread, table
-from vst.tree.saving import check_weights
+from vst.tree.folder import check_weights
 from vst.tree.splits import Split
 
 KINDS = {"one": "single", "full": "full", "vst": "split", "control": "control"}

@@ -165,7 +165,7 @@ def _tree(name: str) -> list[str]:
     from llava_integration.hosts.options import parse_name
     from llava_integration.hosts.tower import VSTVisionTower
     from vst.measure.inspect import inspect_tree
-    from vst.tree.saving import read_config
+    from vst.tree.folder import read_config
 
     try:
         source, split = parse_name(name)

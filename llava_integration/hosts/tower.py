@@ -24,8 +24,8 @@ from llava_integration.hosts.renamed import own_names, rename
 from vst.models.vfm import VFM
 from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.folder import read_config
 from vst.tree.fusion import FUSIONS
-from vst.tree.saving import read_config
 from vst.tree.splits import Split
 
 LOG = logging.getLogger("llava_integration")

@@ -33,8 +33,8 @@ from vst.models.finite import not_finite, some
 from vst.tree.baseline import FullTower
 from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.folder import check_weights
 from vst.tree.projector import ProjectorSpec
-from vst.tree.saving import check_weights
 
 
 def model_config(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vst.tree.config import VSTConfig
-from vst.tree.saving import CONFIG, read_config, warn_preparation
+from vst.tree.folder import CONFIG, read_config, warn_preparation
 
 LOOKS = 8  # calls of a model whose pixel values are looked at; each look waits for the device
 _TOLERANCE = 0.05  # what bfloat16 rounds off, and more

@@ -27,8 +27,8 @@ from vst.models.vfm import VFM
 from vst.tree.baseline import FullTower
 from vst.tree.config import MODEL_TYPE, VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.folder import CARD, CONFIG, PREPROCESSOR, WEIGHTS, check_seal
 from vst.tree.fusion import FUSIONS
-from vst.tree.saving import CARD, CONFIG, PREPROCESSOR, WEIGHTS, check_seal
 from vst.tree.splits import Split
 
 # Said to every part of a model; what is meant for the language model alone changes nothing in a tower.

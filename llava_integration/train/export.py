@@ -15,7 +15,7 @@ from transformers import LlavaProcessor
 
 from llava_integration.train.card import CARD, is_own_card, write_card
 from llava_integration.train.content import PICTURES
-from vst.tree.saving import weight_files
+from vst.tree.folder import weight_files
 
 if TYPE_CHECKING:
     from llava_integration.train.trainer import MLLMTrainer

@@ -15,10 +15,10 @@ from vst.models.fields import check_fields, one_of
 from vst.tree.baseline import FullTower
 from vst.tree.config import VSTConfig
 from vst.tree.encoder import VSTEncoder
+from vst.tree.folder import read_config
 from vst.tree.fusion import FUSIONS
 from vst.tree.options import TreeArgs
 from vst.tree.projector import ProjectorSpec
-from vst.tree.saving import read_config
 
 _OF_A_NEW_MODEL = ("tower", "tree", "llm", "full", "fusion", "projector", "template")
 

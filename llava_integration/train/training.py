@@ -32,8 +32,8 @@ from vst.results.finished import as_written, read_results
 from vst.results.folders import Run, read_json
 from vst.results.room import room_for
 from vst.tree.config import VSTConfig
+from vst.tree.folder import check_weights
 from vst.tree.projector import ProjectorSpec
-from vst.tree.saving import check_weights
 from vst.tree.splits import Split, as_split
 
 RANDOM = "random"

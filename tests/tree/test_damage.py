@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vst import VFMSpec, VSTConfig, VSTEncoder
-from vst.tree.saving import read_config
+from vst.tree.folder import read_config
 from vst.tree.seal import made_with
 
 HOSTILE = [

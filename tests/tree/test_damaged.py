@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vst import VSTEncoder, fit_stitches
-from vst.tree.saving import STITCHES, WEIGHTS, check_weights
+from vst.tree.folder import STITCHES, WEIGHTS, check_weights
 
 
 def half(file):

@@ -10,7 +10,7 @@ from vst.bundle.contents import Contents, files_in, member
 from vst.bundle.sets import LANGUAGE, LIBRARY, OPEN_CLIP
 from vst.models.checkpoints.names import resolve
 from vst.models.checkpoints.preparation import PROCESSOR_FILES
-from vst.tree.saving import CONFIG, STITCHES, WEIGHTS, check_seal, check_weights, read_config
+from vst.tree.folder import CONFIG, STITCHES, WEIGHTS, check_seal, check_weights, read_config
 
 _HF = ("config.json", *PROCESSOR_FILES, "README.md")
 _HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")

@@ -36,8 +36,8 @@ from vst.results.folders import Run
 from vst.results.progress import track
 from vst.tree.baseline import FullEncoders
 from vst.tree.encoder import VSTEncoder
+from vst.tree.folder import check_weights, read_config
 from vst.tree.fusion import Fusion
-from vst.tree.saving import check_weights, read_config
 
 MAP_GRID = 14  # feature maps are shown finer than the stitches were fitted: they map token by token
 SHOWN = 8  # pictures of the page

@@ -7,7 +7,7 @@ from pathlib import Path
 from vst.export.programs import FORMATS, check_export, export_tree, target_folder
 from vst.models.fields import dtype_of
 from vst.tree.encoder import VSTEncoder
-from vst.tree.saving import read_config
+from vst.tree.folder import read_config
 from vst.tree.splits import split_label
 
 

@@ -20,7 +20,7 @@ from vst.results.folders import environment, write_json
 from vst.results.progress import progress
 from vst.results.room import room_for
 from vst.tree.encoder import VSTEncoder
-from vst.tree.saving import PREPROCESSOR, preprocessor
+from vst.tree.folder import PREPROCESSOR, preprocessor
 from vst.tree.splits import Split
 
 FORMATS = {"onnx": "tree.onnx", "torch-export": "tree.pt2"}

@@ -10,8 +10,8 @@ from vst.fit.precision import usable_device
 from vst.measure.tables import LLAVA_PICTURES
 from vst.models.fields import whole
 from vst.tree.encoder import VSTEncoder
+from vst.tree.folder import read_config
 from vst.tree.options import TreeArgs
-from vst.tree.saving import read_config
 
 
 def latency(

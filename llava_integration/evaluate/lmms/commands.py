@@ -73,7 +73,7 @@ def evaluate(
     folder = Path(out)
     config = {"model": model, "tasks": chosen, **options}
     fresh = not folder.is_dir() or not any(path.name != LOCK for path in folder.iterdir())
-    flags = {"resume": folder.exists() and not overwrite, "overwrite": overwrite}
+    flags: dict[str, Any] = {"resume": folder.exists() and not overwrite, "overwrite": overwrite}
     kept = Run(folder, config, **flags, device=None if device == "auto" else device)
     if (folder / "results.json").is_file():
         print(f"{out} is complete; showing what is there (--overwrite starts again).")

@@ -13,7 +13,7 @@ from PIL import Image
 from llava_integration import VSTImageProcessor, VSTVisionModel
 from vst import VSTEncoder
 from vst.data.images import CUTS
-from vst.tree.saving import PREPROCESSOR
+from vst.tree.folder import PREPROCESSOR
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16")
 SIZES = ((1, 1), (1, 97), (131, 3), (57, 40), (56, 56))

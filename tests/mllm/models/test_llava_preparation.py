@@ -12,7 +12,7 @@ from PIL import Image
 from llava_integration import VSTImageProcessor, VSTVisionModel
 from llava_integration.models.assemble import assemble, load
 from vst import VSTEncoder
-from vst.tree.saving import PREPROCESSOR
+from vst.tree.folder import PREPROCESSOR
 
 CHANGES = [
     {"image_mean": [0.5, 0.5, 0.5]},

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 from llava_integration import VSTImageProcessor, VSTVisionModel
-from vst.tree.saving import WEIGHTS
+from vst.tree.folder import WEIGHTS
 
 
 def flip(path, name):
