@@ -74,6 +74,20 @@ def test_the_python_face(tiny, picture_folder, tmp_path, monkeypatch, pictures):
     assert space["tree"].splits == [14]
 
 
+def test_a_tuned_tree(tiny, picture_folder, tmp_path, monkeypatch, pictures):
+    small = {'"dinov2-l"': repr(tiny("dinov2", depth=24)), '"clip-l-336"': repr(tiny("clip", 48, depth=24))}
+    space = run_python("docs/recipe.md", {**small, "image_size=336": "image_size=56"}, tmp_path, monkeypatch, pictures)
+    tree, pixels = space["tree"], torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    for made in (space["again"], VSTEncoder.from_pretrained(tmp_path / "tuned-tree")):
+        assert all(torch.equal(value, made.state_dict()[name]) for name, value in tree.state_dict().items())
+        torch.testing.assert_close(made(pixels, split=22), tree(pixels, split=22), rtol=1e-5, atol=1e-5)
+    trunk, own = VSTEncoder.from_pretrained(tmp_path / "tuned-trunk"), tree.features(pixels)["clip"].tokens
+    assert (trunk.config.names, trunk.config.tuned.tails) == (["clip"], "none")
+    torch.testing.assert_close(trunk.eval().features(pixels)["clip"].tokens, own, rtol=1e-5, atol=1e-5)
+    published = VSTEncoder.from_vfms(tiny("clip", 48, depth=24), [], [], 56)
+    assert not torch.allclose(published.eval().features(pixels)["clip"].tokens, own, atol=1e-3)
+
+
 def test_the_language_model(tree_of, lm, pictures, tmp_path, monkeypatch):
     tree = tree_of(splits=(1, 3))
     for part in assemble(tree, *lm()):
@@ -147,7 +161,7 @@ def run_python(page, replaced, folder, monkeypatch, pictures):
 
 def test_all_python_is_run():
     shown = {page for page in PAGES if blocks(page, "python")}
-    assert shown == {"README.md", "docs/library.md", "docs/multimodal.md", "docs/hosts.md", "docs/commands.md"}
+    assert shown == {"README.md", *(f"docs/{n}.md" for n in ("library", "multimodal", "hosts", "commands", "recipe"))}
 
 
 @pytest.mark.parametrize(("page", "line"), LINES)

@@ -39,8 +39,11 @@ def fit(
 ) -> None:
     """Fit the stitches of a tree on a folder of pictures, for all splits in one pass.
 
+    With fit.tune, low-rank changes of trunk and tails are trained beside them and merged: they cost nothing later.
+
     Examples:
         vst fit --config configs/stitch/dinov2-clip-l.yaml --images pictures/
+        vst fit --config configs/stitch/dinov2-clip-l.yaml --images pictures/ --fit.tune.tails lora
         torchrun --nproc_per_node 8 train/stitch.py --config configs/stitch/dinov2-clip-l.yaml --images pictures/
 
     Args:
@@ -66,6 +69,11 @@ def fit(
     from vst.fit.heldout import stitch_table
 
     stitch_table(result.reports)
+    if result.own is not None:
+        print(
+            f"the trunk's own features, tuned, to the published model's: error {result.own.error:.3f}, by channel "
+            f"{result.own.channel_error:.3f}, cosine {result.own.cosine:.3f}"
+        )
     if result.skipped:
         print(f"skipped {len(result.skipped)} pictures that could not be read; names and reasons: {out}/results.json")
     print(f"{result.steps} steps in {result.seconds['total']:.0f} s; results in {out}")

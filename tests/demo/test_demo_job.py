@@ -337,6 +337,33 @@ class TestRun:
             run_demo(tmp_path / "stopped", replace(small, trunk="dinov2"))
 
     @pytest.mark.assets
+    def test_a_tuned_tree_is_scored_by_its_own_trunk(self, small, tmp_path, monkeypatch):
+        """Not by tokens of the published one, which all fits that leave the trunk alone share."""
+        from vst.demo import job
+
+        read, own = [], job._Job._scored
+        monkeypatch.setattr(
+            job._Job, "_scored", lambda self, tasks, parts: read.append(parts) or own(self, tasks, parts)
+        )
+        tune = {"trunk": "lora", "tails": "lora", "rank": 2, "lr": 0.05}
+        config = replace(small, recipes={"tuned": {"match": "mix", "tune": tune}}, objectives=["ridge", "tuned"])
+        found = run_demo(tmp_path / "run", config)
+        tree = VSTEncoder.from_pretrained(tmp_path / "run" / "tree")
+        assert tree.config.tuned.trunk_blocks == 2
+        test = job._Job(None, config, job.assets.prepare()).division(0).tasks[SCENES].test
+        with torch.no_grad():
+            tokens = tree.branch_tokens(torch.stack([tree.transform()(picture) for picture in test]), 2)
+        alone, deep, trunk = read[0], read[-2], read[-1]  # the models come first, the tuned trunk last
+        for given, wanted in zip(deep[SCENES, "test"], tokens.values(), strict=True):
+            torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(trunk[SCENES, "test"][0], tokens["clip"], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(alone[SCENES, "test"][0], tokens["clip"], atol=1e-2)
+        row = next(r for r in found["towers"] if r["kind"] == "tuned")
+        assert row["name"] == "clip tuned"
+        assert row["own"]["error"] == pytest.approx(tree.config.tuned.own_error)
+        assert (tmp_path / "run" / "index.html").read_text().count("clip tuned") > 0
+
+    @pytest.mark.assets
     def test_overwriting_keeps_nothing_of_the_old_run(self, small, tmp_path, monkeypatch):
         from vst.demo import job
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-OPTIONS = {"epochs": 2, "batch_size": 8, "heldout": 8, "lr": 1e-3, "save_every": 3}
+TUNE = {"trunk": "lora", "tails": "lora", "rank": 4}  # what is compared holds its changes as well
+OPTIONS = {"epochs": 2, "batch_size": 8, "heldout": 8, "lr": 1e-3, "save_every": 3, "tune": TUNE}
 KILLED = 137
 
 
@@ -72,6 +73,13 @@ def test_as_on_a_cpu_in_fp32(kit, device, precision, close):
     torch.testing.assert_close(errors(said), errors(told), rtol=2 * close, atol=2 * close)
     losses = [torch.tensor([row["mean"] for row in results["history"]]) for results in (said, told)]
     torch.testing.assert_close(*losses, rtol=2 * close, atol=0)
+
+
+@pytest.mark.cuda
+def test_stitches_alone(kit):
+    found, expected = (kit.run(f"alone-{on}", on, precision="fp32", tune={})[0] for on in ("cuda", "cpu"))
+    assert not any(name.startswith("changes.") for name in expected)
+    assert apart(found, expected) < 1e-3
 
 
 def test_a_resumed_fit_is_the_uninterrupted_one(kit, device):

@@ -142,10 +142,12 @@ def scores_line(title: str, towers: Results) -> str:
 
 def demo_markdown(results: Results) -> str:
     """All tables as Markdown, for the documentation."""
-    scores, costs, details, errors, fits = (
-        markdown(*rows(results)) for rows in (score_rows, cost_rows, detail_rows, error_rows, fit_rows)
+    scores, costs, details, errors = (
+        markdown(*rows(results)) for rows in (score_rows, cost_rows, detail_rows, error_rows)
     )
-    return "\n\n".join([scores, notes(results), costs, details, errors, fits])
+    tuned = any(f.get("trunk") for f in results["fits"])
+    fits = [markdown(*fit_rows(results))] if tuned else []
+    return "\n\n".join([scores, notes(results), costs, details, errors, *fits])
 
 
 def show_results(results: Results) -> None:
