@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def run_demo(
     """
     folder, device = Path(folder), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = replace(config, precision=_precision(config.precision, None if overwrite else begun_with(folder), device))
-    run = Run(folder, asdict(config), resume=resume and folder.exists(), overwrite=overwrite)
+    run = Run(folder, config, resume=resume and folder.exists(), overwrite=overwrite)
     if overwrite:
         for part in ("fit", "data", "models"):
             shutil.rmtree(folder / part, ignore_errors=True)

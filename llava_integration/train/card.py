@@ -114,6 +114,8 @@ def model_card(
         "Each part stays under its own licence; read them before you pass the model on.",
         "",
     ]
+    if tree.tuned is not None:
+        lines += [f"The vision models are not the published ones: {tree.tuned.told()}.", ""]
     if scores:
         columns = list(dict.fromkeys(name for values in scores.values() for name in values))
         lines += [f"| data | {' | '.join(map(cell, columns))} |", f"|---|{len(columns) * '---|'}"]

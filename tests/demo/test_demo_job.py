@@ -243,6 +243,7 @@ def test_small_numbers_are_packed():
         ({"heldout": 500}, "heldout is 500; expected at most 400"),
         ({"seeds": [1, 1]}, "each once"),
         ({"recipes": {"ffm": {}}}, "Recipe 'ffm' needs a name that is no objective's"),
+        ({"recipes": {"models": {}}}, "nor 'models'"),
         ({"recipes": {"a": {"epochs": 0}}}, "epochs is 0"),
     ],
 )

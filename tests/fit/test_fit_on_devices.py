@@ -119,12 +119,12 @@ def main(tree, images, kill_at=None, backend=None, **options):
     import torch.distributed as dist
 
     from vst import VSTEncoder, fit_stitches
-    from vst.fit import loop
     from vst.fit.processes import leave_group
+    from vst.fit.steps import Steps
 
     torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    own, made = loop._Fit._step, []
+    own, made = Steps.step, []
 
     def step(self, *args):
         made.append(1)
@@ -132,7 +132,7 @@ def main(tree, images, kill_at=None, backend=None, **options):
             os._exit(KILLED)
         return own(self, *args)
 
-    loop._Fit._step = step
+    Steps.step = step
     fit_stitches(VSTEncoder.from_pretrained(tree), images, show_progress=False, **options)
     assert backend is None or backend in dist.get_backend()
     assert kill_at is None

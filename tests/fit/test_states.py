@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vst.fit import loop
 from vst.fit.loop import fit_stitches
+from vst.fit.steps import Steps
 from vst.results.locks import FolderInUse, held
 from vst.results.room import NoRoom
 from vst.results.sealed import SEAL, damage
@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 def at_step(monkeypatch, step, act):
     """Call ``act`` before a step is made; counted from 0 in this process."""
-    own, made = loop._Fit._step, []
+    own, made = Steps.step, []
 
     def stepping(self, *args):
         made.append(1)
@@ -37,7 +37,7 @@ def at_step(monkeypatch, step, act):
             act()
         return own(self, *args)
 
-    monkeypatch.setattr(loop._Fit, "_step", stepping)
+    monkeypatch.setattr(Steps, "step", stepping)
 
 
 def kill():

@@ -16,7 +16,7 @@ from vst.fit.calibrations import Calibrations
 from vst.fit.matching import Matcher
 from vst.fit.teacher import TRUNK_PIXELS, Teacher, transforms
 from vst.fit.tuning import Tuning
-from vst.tree.changes import Tuned, merged, norms_of
+from vst.tree.changes import Tuned, changes_digest, merged, norms_of
 
 BOTH = {"trunk": "lora", "tails": "lora", "rank": 4, "lr": 1e-2}
 FIT = {"epochs": 4, "batch_size": 8, "lr": 3e-3, "show_progress": False}
@@ -99,8 +99,8 @@ def test_only_what_is_said_changes_and_by_no_more_than_the_rank(tuned):
     for k in moved:
         assert torch.linalg.matrix_rank((after[k] - before[k]).double(), rtol=1e-4) <= 4
     assert tree.config.tuned == Tuned(
-        trunk_blocks=2, tails="lora", rank=4, pictures=32, steps=16, own_error=result.own.error,
-        own_channel_error=result.own.channel_error,
+        trunk_blocks=2, tails="lora", rank=4, pictures=32, steps=16, digest=changes_digest(tree.changes),
+        own_error=result.own.error, own_channel_error=result.own.channel_error,
     )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def test_norms_alone(tree_of, pictures, tmp_path, trunk):
 
 @pytest.mark.parametrize(("matrices", "parts"), [("attention", {"attn"}), ("mlp", {"mlp"})])
 def test_some_matrices_alone(tree_of, pictures, matrices, parts):
-    tree = tree_of("dinov2", "clip", splits=[1], widths=(32, 32), stitch="lora")  # a stitch that reads trunk blocks
+    tree = tree_of("dinov2", "clip", splits=[2], widths=(32, 32), stitch="lora")  # a stitch that reads trunk blocks
     before = state_of(tree)
     fit_stitches(tree, pictures, tune={**BOTH, "matrices": matrices}, **{**FIT, "epochs": 1})
     moved = {k for k, v in tree.state_dict().items() if not torch.equal(v, before[k]) and ".stitches." not in k}

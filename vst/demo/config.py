@@ -77,8 +77,10 @@ class DemoConfig:
             )
         for recipe, changes in self.recipes.items():
             name(recipe, "A recipe's name")
-            if recipe in fitting_objectives() or "seed" in changes:
-                raise ValueError(f"Recipe {recipe!r} needs a name that is no objective's, and no seed of its own.")
+            if recipe in (*fitting_objectives(), "models") or "seed" in changes:
+                raise ValueError(
+                    f"Recipe {recipe!r} needs a name that is no objective's (nor 'models'), and no seed of its own."
+                )
             self.fit_of(recipe, 0)
         for part in ("splits", "seeds"):
             values = getattr(self, part)

@@ -111,8 +111,8 @@ def fit_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for objective in dict.fromkeys(f["objective"] for f in results["fits"]):
         fits = [f for f in results["fits"] if f["objective"] == objective]
-        own = [f["trunk"]["own"] for f in fits if f.get("trunk")]
-        moved = [spread([a[key] for a in own]) if own else "0" for key in ("error", "channel_error")]
+        tuned = [f["trunk"]["own"] or {} for f in fits if f.get("trunk")]
+        moved = [spread([own.get(key) for own in tuned]) if tuned else "0" for key in ("error", "channel_error")]
         counts = [str(max(f.get(key, 0) for f in fits)) for key in ("steps", "pictures")]
         rows.append([objective, *counts, spread([f["seconds"].get("fit", 0.0) for f in fits], 0), *moved])
     return heads, rows

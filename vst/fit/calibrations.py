@@ -57,8 +57,7 @@ class Calibrations:
 
     def scale(self, name: str, depth: int) -> Tensor:
         """Standard deviation ``[D]`` by channel of a target's patch tokens at a depth; by its name, or the trunk's."""
-        if name == self.tree.config.trunk_name:
-            assert self._own is not None
+        if self._own is not None and name == self.tree.config.trunk_name:
             return self._own.std()
         b = self.tree.branches[name].config
         if depth in b.enters:

@@ -42,9 +42,10 @@ class FitConfig:
         weight_decay, warmup: see ``lr``.
         heldout: pictures kept out for the report, at most a fifth; drawn by ``seed``.
         limit: use only the first so many pictures; None for all.
-        seed: of the held-out draw and of the order.
+        seed: of the held-out draw and of the order, of random views, and of what is tuned.
         precision: ``auto`` (bf16 autocast on a GPU that has it, else fp32), ``fp32`` or ``bf16``.
-        checkpointing: recompute the tails' activations in the backward pass: less memory, more time.
+        checkpointing: recompute the activations of the tails, and of a tuned trunk, in the backward pass: less memory,
+            more time.
         cache: folder for the targets' features, so that later epochs do not run the targets; None for no cache.
         cache_limit_gb: refuse a larger cache.
         workers: processes that read pictures.
@@ -152,7 +153,8 @@ class FitResult:
     Attributes:
         reports: one for every stitch, on held-out pictures.
         explained: by ``branch@split``, the share of the seam's variance that the closed-form start explains.
-        history: rows of ``step``, ``lr`` and the mean loss by ``branch@split`` since the last row.
+        history: rows of ``step``, ``lr`` and the mean loss by ``branch@split`` since the last row, with their ``mean``;
+            where the trunk is held to its own features, that loss as ``own`` besides.
         skipped: reason by name of every picture that could not be read.
         steps, pictures: optimisation steps; readable pictures were drawn from so many.
         seconds: by phase, of the main process; of a resumed fit with those of the calls before it.

@@ -17,21 +17,20 @@ from vst.data.pictures import ImageSet, collate
 from vst.data.views import Views
 from vst.fit.calibrations import Calibrations, check_closed_form
 from vst.fit.clock import Clock
-from vst.fit.config import FitConfig, FitResult, rate_factor
+from vst.fit.config import FitConfig, FitResult
 from vst.fit.heldout import StitchReport, UnreadableHeldout, check_tree, evaluate_stitches, evaluate_trunk
 from vst.fit.history import Window
 from vst.fit.matching import Matcher
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.order import batches, divide
 from vst.fit.precision import uses_bf16
-from vst.fit.processes import accelerator_for, check_engine, gathered
+from vst.fit.processes import accelerator_for, gathered
 from vst.fit.similarity import Agreement
 from vst.fit.states import drop_states, has_state, load_state, save_state
-from vst.fit.targets import Targets
-from vst.fit.teacher import TRUNK_PIXELS, Teacher, transforms
+from vst.fit.steps import Steps, check_finite
+from vst.fit.teacher import Teacher, transforms
 from vst.fit.tuning import Tuning
 from vst.models.fields import checked, shown
-from vst.models.finite import not_finite, some
 from vst.models.vfm import VFM
 from vst.results.finished import as_written, read_results
 from vst.results.folders import Run, begun_with
@@ -126,8 +125,6 @@ class _Fit:
         self.device = self.accelerator.device
         if any(p.dtype != torch.float32 for s in tree.stitches().values() for p in s.parameters()):
             raise ValueError("The tree's stitches are not fp32; load it with dtype=torch.float32 to fit them.")
-        if config.tune.anything:
-            config.tune.weights(tree)
         self.tuning: Tuning | None = None
         self.bf16 = uses_bf16(config.precision, self.device)
         self.data = ImageSet(images, transforms(tree), limit=config.limit, picture_mb=config.picture_mb)
@@ -148,12 +145,18 @@ class _Fit:
     def run(self, folder: str | Path | None, resume: bool, overwrite: bool) -> FitResult:
         if folder is not None:
             self.tree.check_changes()
+        if resume and folder is not None and (found := self._made_before(Path(folder))) is not None:
+            return found
+        if self.config.tune.anything:
+            self.config.tune.weights(self.tree)
         run = self._open(folder, resume, overwrite)
         try:
             return self._run(run, resume)
-        finally:
+        except BaseException:
             if self.tuning is not None:
-                self.tuning.detach()
+                self.tuning.undo()
+            raise
+        finally:
             if run is not None:
                 run.close()
 
@@ -165,7 +168,7 @@ class _Fit:
         if OBJECTIVES[self.config.objective].closed_form:
             with self.clock.phase("calibration"):
                 explained = self._calibrate(None)
-            self._check_finite(0)
+            check_finite(self.tree, None, 0)
             history: list[dict[str, float]] = []
             steps = 0
         else:
@@ -187,9 +190,10 @@ class _Fit:
             self.tuning = Tuning(self.tree, tune, config.seed)
             if self.show:
                 trained = sum(p.numel() for p in self.tuning.parameters())
+                beside = f"; the published models are kept beside until then ({kept / 1e6:,.0f} MB more)"
                 print(
-                    f"tuning: {trained / 1e6:.2f} M numbers in {len(self.tuning.changes)} weights, merged at the end; "
-                    f"the published models are kept beside until then ({kept / 1e6:,.0f} MB more)",
+                    f"tuning: {trained / 1e6:.2f} M numbers in {len(self.tuning.changes)} weights, merged at the end"
+                    f"{beside if kept else ''}",
                     file=sys.stderr,
                 )
         return Matcher(
@@ -203,13 +207,18 @@ class _Fit:
         return self.config.tune.trunk != "none" and self.tree.config.keep_trunk
 
     def _merge(self, steps: int) -> None:
-        """Put what was tuned into the tree's weights, which are plain again; every process does so alike."""
-        if self.tuning is None:
-            return
-        changes = self.tuning.result()
-        self.tuning.detach()
-        tuned = self.config.tune.what(self.tree, pictures=len(self.train), steps=steps)
-        self.tree.take_changes(changes, replace(self.tree.config, tuned=tuned))
+        """Every process does so alike."""
+        if self.tuning is not None:
+            self.tuning.merge(pictures=len(self.train), steps=steps)
+
+    def _made_before(self, folder: Path) -> FitResult | None:
+        """The result of a finished run that made this tree what it is; None: it did not, or was not one that tunes."""
+        now = self.tree.config.tuned
+        if now is None or not self.config.tune.anything or not (folder / "results.json").exists():
+            return None
+        self.tree.load_stitches(folder / "stitches")  # which refuses those of another training
+        with as_written(folder / "results.json", "a fit"):
+            return FitResult.from_dict(read_results(folder / "results.json", "a fit"))
 
     def _open(self, folder: str | Path | None, resume: bool, overwrite: bool) -> Run | None:
         if folder is None:
@@ -220,7 +229,7 @@ class _Fit:
         fit = {k: v for k, v in asdict(self.config).items() if k not in OPERATIONAL}
         facts: dict[str, Any] = {
             "fit": {**fit, "precision": "bf16" if self.bf16 else "fp32"},
-            "tree": self.tree.config.to_dict(),
+            "tree": self._tree_facts(),
             "pictures": {"count": len(self.data), "fingerprint": self.data.fingerprint()},
             "heldout": {"count": len(self.heldout), "fingerprint": self.heldout_data.fingerprint()},
         }
@@ -233,6 +242,11 @@ class _Fit:
                 drop_states(run)
         self.accelerator.wait_for_everyone()
         return run or Run(folder, facts, resume=True, lock=False, later=self._later())
+
+    def _tree_facts(self) -> dict[str, Any]:
+        """The tree without what is measured of it."""
+        config = self.tree.config
+        return (config if config.tuned is None else replace(config, tuned=config.tuned.unmeasured())).to_dict()
 
     def _later(self) -> dict[str, Any]:
         """What the folder of a run that an earlier version began stands for."""
@@ -247,7 +261,7 @@ class _Fit:
         chosen = self.train[: self.config.calibration]
         loader = DataLoader(Subset(self.data, chosen), batch_size=16, collate_fn=collate)
         compared = None if matcher is None else matcher.compared
-        sums, seen = Calibrations(self.tree, compared, own=self._own and matcher is not None), 0
+        sums, seen = Calibrations(self.tree, compared, own=matcher is not None and matcher.own > 0), 0
         for pixels, kept, skipped in track(loader, "calibration", len(loader), self.show):
             self.skipped.update({s.name: s.reason for s in skipped})
             if kept:
@@ -266,21 +280,12 @@ class _Fit:
         self, matcher: Matcher, run: Run | None, resume: bool, explained: dict[str, float | None]
     ) -> tuple[int, list[dict[str, float]], dict[str, float | None]]:
         config, accelerator = self.config, self.accelerator
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in matcher.stitches.parameters() if p.requires_grad], "lr": config.lr}
-        ]
-        if matcher.tuning is not None:
-            groups.append({"params": list(matcher.tuning.parameters()), "lr": config.tune.lr})
-        peaks = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-        model, optimizer = accelerator.prepare(matcher.to(self.device), optimizer)
-        check_engine(config, model)
-        targets = Targets(self.teacher, matcher)
+        steps = Steps(accelerator, config, self.teacher, matcher, self.data.transforms, bf16=self.bf16)
         if config.cache is not None:
-            targets.open_caches(
+            steps.targets.open_caches(
                 self.data, config, bf16=self.bf16, main=self.main, show=self.show, wait=accelerator.wait_for_everyone
             )
-            self.cache_bytes = targets.cache_bytes
+            self.cache_bytes = steps.targets.cache_bytes
         plan = batches(self.train, config.epochs, config.batch_size, config.seed)
         first, history, window = 0, [], Window(matcher.labels, len(matcher.keys))
         if run is not None and resume and (saved := load_state(accelerator, run, len(plan))) is not None:
@@ -293,45 +298,39 @@ class _Fit:
         shares = [batch[rank::world] for batch in plan[first:]]
         data, shown = self._shown(shares, first)
         loader = DataLoader(data, batch_sampler=shown, collate_fn=collate, num_workers=config.workers)
-        self._recompute(config.checkpointing)
         # Without a folder there is nothing to save, and signals do what they always do.
         listening = nullcontext(Stop()) if run is None else stopping()
-        try:
-            title = f"{config.objective} fit"
-            with self.clock.phase("fit"), listening as stop, progress(title, len(plan), self.show) as bar:
-                bar.skip(first)
-                for step, (pixels, kept, skipped) in enumerate(loader, start=first):
-                    self.skipped.update({s.name: s.reason for s in skipped})
-                    factor = rate_factor(step, len(plan), config.warmup)
-                    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                        group["lr"] = peak * factor
-                    rows = [shares[step - first][i] for i in kept]
-                    losses = self._step(model, matcher, targets, optimizer, self._batch(pixels), rows)
-                    if losses is not None:
-                        window.add(losses, step + 1)
-                    last = step + 1 == len(plan)
-                    stopped = run is not None and stop.asked(self.device)
-                    save = run is not None and not last and (step + 1) % config.save_every == 0
-                    if last or save or (step + 1) % 10 == 0:
-                        history.append({"step": step + 1, "lr": peaks[0] * factor, **window.mean(accelerator)})
-                    if last or save or stopped:
-                        self._check_finite(step + 1)
-                    bar.step(f"loss {history[-1]['mean']:.4f}" if history else "")
-                    if run is not None and (save or stopped):
-                        facts = {
-                            "step": step + 1,
-                            "history": history,
-                            "pending": window.pending(accelerator),
-                            "explained": explained,
-                            "skipped": gathered(accelerator, self.skipped),
-                            "seconds": self.clock.spent(),
-                        }
-                        save_state(accelerator, run, facts)
-                    if run is not None and stopped:
-                        stop.saved = f"step {step + 1} of {len(plan)} in {run.folder}" if self.main else None
-                        break
-        finally:
-            self._recompute(False)
+        title = f"{config.objective} fit"
+        bar = progress(title, len(plan), self.show)
+        with steps.recomputing(), self.clock.phase("fit"), listening as stop, bar as shown_steps:
+            shown_steps.skip(first)
+            for step, (pixels, kept, skipped) in enumerate(loader, start=first):
+                self.skipped.update({s.name: s.reason for s in skipped})
+                rate = steps.set_rate(step, len(plan))
+                losses = steps.step(self._batch(pixels), [shares[step - first][i] for i in kept])
+                if losses is not None:
+                    window.add(losses, step + 1)
+                last = step + 1 == len(plan)
+                stopped = run is not None and stop.asked(self.device)
+                save = run is not None and not last and (step + 1) % config.save_every == 0
+                if last or save or (step + 1) % 10 == 0:
+                    history.append({"step": step + 1, "lr": rate, **window.mean(accelerator)})
+                if last or save or stopped:
+                    check_finite(self.tree, self.tuning, step + 1)
+                shown_steps.step(f"loss {history[-1]['mean']:.4f}" if history else "")
+                if run is not None and (save or stopped):
+                    facts = {
+                        "step": step + 1,
+                        "history": history,
+                        "pending": window.pending(accelerator),
+                        "explained": explained,
+                        "skipped": gathered(accelerator, self.skipped),
+                        "seconds": self.clock.spent(),
+                    }
+                    save_state(accelerator, run, facts)
+                if run is not None and stopped:
+                    stop.saved = f"step {step + 1} of {len(plan)} in {run.folder}" if self.main else None
+                    break
         return len(plan), history, explained
 
     def _shown(self, shares: list[list[int]], first: int) -> tuple[Any, list[list[int]]]:
@@ -341,64 +340,6 @@ class _Fit:
         size = len(self.data)
         views = [[row + (first + i) * size for row in share] for i, share in enumerate(shares)]
         return Views(self.data, self.config.seed), views
-
-    def _recompute(self, on: bool) -> None:
-        """Whether models that a gradient goes through compute their activations again in the backward pass."""
-        for model in (self.tree.trunk, *(branch.tail for branch in self.tree.branches.values())):
-            model.checkpointing = on
-
-    def _check_finite(self, step: int) -> None:
-        """Before stitches are saved: an update can overflow after the last look at a loss. Alike in all processes.
-
-        Raises:
-            RuntimeError: a stitch, or what is tuned, holds weights that are not finite.
-        """
-        stitches = self.tree.stitches().items()
-        bad = [f"{name}@{split}" for (name, split), stitch in stitches if not_finite(stitch.state_dict())]
-        if self.tuning is not None and (off := not_finite(self.tuning.state_dict())):
-            bad.append(f"the tuned {some(off)}")
-        if bad:
-            raise RuntimeError(
-                f"The weights of {', '.join(bad)} are not finite after step {step}: lower lr, or use precision fp32; "
-                "the last saved state is kept."
-            )
-
-    def _step(
-        self, model: Any, matcher: Matcher, targets: Targets, optimizer: Any, pixels: Any, rows: list[int]
-    ) -> torch.Tensor | None:
-        """One optimisation step on this process' share; None where no process had a readable picture."""
-        accelerator = self.accelerator
-        world, share = accelerator.num_processes, 1.0
-        if world > 1:  # shares may differ (skipped pictures, a short last batch): weigh them by their pictures
-            counts = accelerator.gather(torch.tensor([len(rows)], device=self.device)).tolist()
-            if not sum(counts):
-                return None
-            share = len(rows) * world / sum(counts)
-        elif not rows:
-            return None
-        if rows:
-            with self._autocast():
-                seen, wanted = self._seen(matcher, pixels), targets.of(pixels, rows, self.device)
-        else:
-            seen, wanted = self._blank(matcher, targets)
-        with self._autocast():
-            losses = model(seen, wanted)
-        accelerator.backward(matcher.total(losses) * share)
-        optimizer.step()
-        optimizer.zero_grad()
-        return losses.detach() if rows else None
-
-    def _seen(self, matcher: Matcher, pixels: Mapping[str, torch.Tensor]) -> Any:
-        """What the loss is computed from: the frozen trunk's tokens, or pixels where the trunk is tuned."""
-        return pixels[TRUNK_PIXELS] if matcher.tunes_trunk else self.teacher.taps(pixels[TRUNK_PIXELS])
-
-    @torch.no_grad()
-    def _blank(self, matcher: Matcher, targets: Targets) -> tuple[Any, Any]:
-        """Stand-ins for a process without a readable picture: it takes part in the exchange of gradients, times 0."""
-        size = self.data.transforms
-        pixels = {n: torch.zeros(1, 3, t.size, t.size, device=self.device) for n, t in size.items()}
-        with self._autocast():
-            return self._seen(matcher, pixels), targets.computed(pixels)
 
     def _report(self, run: Run | None, steps: int, history: Any, explained: dict[str, float | None]) -> FitResult:
         skipped = gathered(self.accelerator, self.skipped)
@@ -417,11 +358,12 @@ class _Fit:
                         skipped=skipped,
                         show_progress=self.show,
                     )
-                    own = self._report_trunk()
-                if run is not None and own is not None:  # once more: the card and the config tell it as well
-                    self.tree.save_stitches(run.path("stitches"), overwrite=True)
+                    own = self._measured_trunk()
             except UnreadableHeldout as error:
                 warnings.warn(f"No report: {error}", stacklevel=2)
+        own = self._noted(own)
+        if run is not None and self.main and own is not None:  # once more: the card and the config tell it as well
+            self.tree.save_stitches(run.path("stitches"), overwrite=True)
         result = FitResult(
             reports=reports,
             explained=explained,
@@ -438,14 +380,22 @@ class _Fit:
             drop_states(run)
         return result
 
-    def _report_trunk(self) -> Agreement | None:
-        """How far a tuned trunk's own features are from the published one's; noted in the tree's config."""
-        config = self.tree.config
-        if config.tuned is None or self.teacher.trunk is None:
+    def _measured_trunk(self) -> Agreement | None:
+        """How far the trunk's own features are from the published one's, where this fit tuned it."""
+        if self.tuning is None or not self._own:
             return None
-        own = evaluate_trunk(self.tree, self.heldout_data, targets=self.teacher, indices=self.heldout)
-        tuned = replace(config.tuned, own_error=own.error, own_channel_error=own.channel_error)
-        self.tree.config = replace(config, tuned=tuned)
+        return evaluate_trunk(self.tree, self.heldout_data, targets=self.teacher, indices=self.heldout)
+
+    def _noted(self, own: Agreement | None) -> Agreement | None:
+        """What the main process measured, noted in every process' tree."""
+        from accelerate.utils import broadcast_object_list
+
+        told: list[Any] = [own]
+        if self.tuning is not None:
+            broadcast_object_list(told)
+        if (own := told[0]) is not None and (tuned := self.tree.config.tuned) is not None:
+            tuned = replace(tuned, own_error=own.error, own_channel_error=own.channel_error)
+            self.tree.config = replace(self.tree.config, tuned=tuned)
         return own
 
     def _finished(self, run: Run) -> FitResult:

@@ -104,13 +104,14 @@ class Matcher(nn.Module):
             self.register_buffer("std_own", torch.ones(config.trunk.width))
 
     @property
-    def trunk_name(self) -> str:
-        """Of the trunk, as a target of its own."""
-        return self._teacher[0].tree.config.trunk_name
+    def trunk_name(self) -> str | None:
+        """Of the trunk as a target of its own, where its own features are held."""
+        return self._teacher[0].trunk_name if self.own else None
 
     def names(self) -> list[str]:
         """All that has targets: the branches, and the trunk where its own features are held."""
-        return [*dict.fromkeys(name for name, _ in self.keys), *([self.trunk_name] if self.own else [])]
+        own = [] if self.trunk_name is None else [self.trunk_name]
+        return [*dict.fromkeys(name for name, _ in self.keys), *own]
 
     def _units(self, name: str, split: int, depth: int) -> str:
         """Under which name the units of a stitch's loss at a depth are kept, with its state."""
@@ -127,7 +128,7 @@ class Matcher(nn.Module):
             for depth in self.compared.depths(b, b.enter(split)):
                 own = getattr(self, self._units(name, split, depth))
                 own.copy_(units_of(self._match(name, depth), scale(name, depth)))
-        if self.own:
+        if self.trunk_name is not None:
             own = scale(self.trunk_name, config.trunk_stop)
             self.std_own.copy_(units_of("channel" if self.match == "norm" else self.match, own))
 
@@ -148,7 +149,7 @@ class Matcher(nn.Module):
         with nullcontext() if self.tuning is None else self.tuning.once():
             taps = seen if isinstance(seen, Mapping) else self._taps(seen)
             losses = [self._loss(name, split, taps, targets[name]) for name, split in self.keys]
-            if self.own:
+            if self.trunk_name is not None:
                 depth = tree.config.trunk_stop
                 given, wanted = tree.trunk.patches(taps[depth]), targets[self.trunk_name][depth]
                 losses.append(stitch_loss(given, wanted, self.std_own))

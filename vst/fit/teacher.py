@@ -16,6 +16,7 @@ from torch import Tensor
 from vst.data.images import ImageTransform
 from vst.models import checkpoints
 from vst.models.vfm import VFM
+from vst.tree.changes import tuned_weights
 from vst.tree.encoder import VSTEncoder
 
 TRUNK_PIXELS = "trunk"
@@ -54,8 +55,7 @@ class Teacher:
 
     Attributes:
         heads: whole models, or the part before the tail, by branch. tails: what continues them. after: what follows
-            the features, by branch, with ``beyond``. trunk: the published trunk, where the tree's own is another and
-            keeps its own features.
+            the features, by branch, with ``beyond``.
 
     Raises:
         ValueError: a target that is not the model the branch's tail was taken from.
@@ -63,27 +63,49 @@ class Teacher:
 
     def __init__(self, tree: VSTEncoder, targets: Mapping[str, VFM] | None = None, *, beyond: bool = False) -> None:
         self.tree = tree
-        tuned, name = tree.config.tuned, tree.config.trunk_name
-        trunk_tuned = tuned is not None and tuned.trunk_blocks > 0 and tree.config.keep_trunk
-        self.heads = {n: m for n, m in (load_heads(tree) if targets is None else targets).items() if n != name}
-        self.trunk = (targets or {}).get(name) if trunk_tuned else None
+        given = dict(load_heads(tree) if targets is None else targets)
+        self._trunk = given.pop(tree.config.trunk_name, None) if self._lacks_trunk() else None
+        self.heads = given
         if set(self.heads) != set(tree.branches):
             raise ValueError(f"Targets were given for {sorted(self.heads)}; the branches are {sorted(tree.branches)}.")
         dtype = next(tree.trunk.parameters()).dtype
         for branch, head in self.heads.items():
             _check_head(branch, head.to(dtype), tree)
+        if self._trunk is not None:
+            _check_trunk(self._trunk, tree)
         self.tails = dict(self.heads) if tails_tuned(tree) else {n: b.tail for n, b in tree.branches.items()}
-        if trunk_tuned and self.trunk is None:
-            self.trunk = load_trunk(tree)
-        self.after = {b.name: load_after(tree, b.name) for b in tree.config.branches} if beyond else {}
+        self.after: dict[str, VFM] = {}
+        for b in tree.config.branches if beyond else ():
+            head = self.heads[b.name]
+            self.after[b.name] = head if head.stop == b.spec.depth else load_after(tree, b.name)
         for model in self.models():
             model.requires_grad_(False).to(dtype)
 
     def models(self) -> list[VFM]:
         """All models that are held here and not in the tree."""
         own = {id(b.tail) for b in self.tree.branches.values()}
-        held = [*self.heads.values(), *self.tails.values(), *self.after.values(), *filter(None, [self.trunk])]
+        held = [*self.heads.values(), *self.tails.values(), *self.after.values()]
+        held += [] if self._trunk is None else [self._trunk]
         return [m for m in {id(m): m for m in held}.values() if id(m) not in own]
+
+    @property
+    def trunk_name(self) -> str | None:
+        """Under which name the trunk is a target, for its own features; None: the tree does not keep them."""
+        return self.tree.config.trunk_name if self.tree.config.keep_trunk else None
+
+    def _lacks_trunk(self) -> bool:
+        """Whether the tree's trunk is not the published one, by which its own features are judged."""
+        tuned = self.tree.config.tuned
+        return tuned is not None and tuned.trunk_blocks > 0 and self.tree.config.keep_trunk
+
+    def published_trunk(self) -> VFM:
+        """The trunk as it was published: the tree's own, a copy that is held, or loaded now where neither is."""
+        if self._trunk is None and not self._lacks_trunk():
+            return self.tree.trunk
+        if self._trunk is None:
+            like = next(self.tree.trunk.parameters())
+            self._trunk = load_trunk(self.tree).requires_grad_(False).to(like.device, like.dtype)
+        return self._trunk
 
     def hold(self, *, trunk: bool, tails: bool) -> int:
         """Keep copies of the tree's models as they are, as what is matched: the tree's own are about to change.
@@ -96,8 +118,8 @@ class Teacher:
         """
         made = []
         if trunk:
-            self.trunk = copy.deepcopy(self.tree.trunk)
-            made.append(self.trunk)
+            self._trunk = copy.deepcopy(self.tree.trunk)
+            made.append(self._trunk)
         if tails:
             self.tails = {name: copy.deepcopy(tail) for name, tail in self.tails.items()}
             made += self.tails.values()
@@ -114,6 +136,7 @@ class Teacher:
         """Of the frozen weights, by a few values of every tensor: another checkpoint differs in nearly all of them."""
         held = {f"tree.{n}": p for n, p in self.tree.state_dict().items() if ".stitches." not in n}
         held |= {f"{name}.{n}": p for name, head in self.heads.items() for n, p in head.state_dict().items()}
+        held |= {f"{name}.after.{n}": p for name, part in self.after.items() for n, p in part.state_dict().items()}
         sha = hashlib.sha256()
         for name, value in sorted(held.items()):
             some = value.detach().flatten()
@@ -123,14 +146,14 @@ class Teacher:
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """All that a target's features depend on, by the branch's name, or the trunk's."""
-        if name == self.tree.config.trunk_name:
-            return {} if self.trunk is None else {f"trunk.{k}": v for k, v in self.trunk.state_dict().items()}
+        if name == self.trunk_name:
+            return {f"trunk.{k}": v for k, v in self.published_trunk().state_dict().items()}
         parts = [("head", self.heads), ("tail", self.tails), ("after", self.after)]
         return {f"{at}.{k}": v for at, held in parts if name in held for k, v in held[name].state_dict().items()}
 
     def pixels_of(self, name: str) -> str:
         """Under which name the pixels of a branch's target come, or of the trunk as a target of its own."""
-        return TRUNK_PIXELS if name == self.tree.config.trunk_name else target_pixels(name)
+        return TRUNK_PIXELS if name == self.trunk_name else target_pixels(name)
 
     def cast(self, pixels: Tensor) -> Tensor:
         """Pixels in the dtype of the models."""
@@ -152,9 +175,9 @@ class Teacher:
             pixels: ``[B, 3, S, S]``.
             depths: of the target, none before the tail's first block; default: all that are entered, and the last.
         """
-        if name == self.tree.config.trunk_name:
-            trunk = self.tree.trunk if self.trunk is None else self.trunk
-            return trunk.taps(self.cast(pixels), [self.tree.config.trunk_stop] if depths is None else depths)
+        if name == self.trunk_name:
+            stop = self.tree.config.trunk_stop
+            return self.published_trunk().taps(self.cast(pixels), [stop] if depths is None else depths)
         head, branch, tail = self.heads[name], self.tree.branches[name], self.tails[name]
         wanted = sorted({*branch.config.enters, branch.config.stop} if depths is None else set(depths))
         at = branch.tail.start
@@ -223,10 +246,25 @@ def _check_head(name: str, head: VFM, tree: VSTEncoder) -> None:
             f"The target of branch {name!r} has grid {head.grid} and blocks to {head.stop}, stem {head.has_stem}; "
             f"expected grid {tree.config.grid}, its stem and blocks to {needed} at least."
         )
-    for key in () if tuned else sorted(set(head.blocks) & set(tail.blocks), key=int):
+    # Of a tuned tail, the tensors that were left alone are compared.
+    changed = () if tree.config.tuned is None else tuned_weights(tree, tree.config.tuned)
+    for key in sorted(set(head.blocks) & set(tail.blocks), key=int):
         for part, value in head.blocks[key].state_dict().items():
-            if not torch.equal(value.cpu().float(), tail.blocks[key].state_dict()[part].cpu().float()):
+            own = tail.blocks[key].state_dict()[part]
+            if f"branches.{name}.tail.blocks.{key}.{part}" in changed:
+                continue
+            if not torch.equal(value.cpu().float(), own.cpu().float()):
                 raise ValueError(
                     f"The target of branch {name!r} ({head.spec.source}) differs from the tree's own tail in block "
                     f"{int(key) + 1} ({part}): it is another checkpoint; pass targets={{{name!r}: the right model}}."
                 )
+
+
+def _check_trunk(trunk: VFM, tree: VSTEncoder) -> None:
+    config = tree.config
+    if trunk.grid != config.grid or not trunk.has_stem or trunk.stop < config.trunk_stop or trunk.spec != config.trunk:
+        raise ValueError(
+            f"The published trunk that was given is {trunk.spec.source}, grid {trunk.grid}, blocks to {trunk.stop}, "
+            f"stem {trunk.has_stem}; expected {config.trunk.source}, grid {config.grid}, its stem and blocks to "
+            f"{config.trunk_stop} at least."
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from vst.models.fields import check_fields, one_of
 from vst.models.spec import MOST_WIDTH
-from vst.tree.changes import DOWN, MATRICES, PREFIX, TAILS, UP, Tuned, tuned_weights, weight_of
+from vst.tree.changes import DOWN, MATRICES, PREFIX, TAILS, UP, Tuned, changes_digest, tuned_weights, weight_of
 from vst.tree.encoder import VSTEncoder
 from vst.tree.modules import ModuleMap
 
@@ -61,11 +61,14 @@ class TuneConfig:
         """Whether anything is tuned."""
         return (self.trunk, self.tails) != ("none", "none")
 
-    def what(self, tree: VSTEncoder, **counts: int) -> Tuned:
-        """What it means for a tree; ``counts`` are the pictures and steps."""
+    def what(self, tree: VSTEncoder, *, pictures: int = 0, steps: int = 0, digest: str = "") -> Tuned:
+        """What it means for a tree."""
+        return Tuned(self._blocks(tree), self.tails, self.rank, self.matrices, pictures, steps, digest)
+
+    def _blocks(self, tree: VSTEncoder) -> int:
+        """How many blocks of the trunk are to be tuned: those before the deepest that a stitch reads."""
         read = [b.reads(split) for b in tree.config.branches for split in b.splits]
-        blocks = max(read) if self.trunk == "lora" else 0
-        return Tuned(trunk_blocks=blocks, tails=self.tails, rank=self.rank, matrices=self.matrices, **counts)
+        return max(read) if self.trunk == "lora" else 0
 
     def weights(self, tree: VSTEncoder) -> dict[str, str]:
         """Names of a tree's weights that are to be tuned, each with its kind: lora or norms.
@@ -78,12 +81,14 @@ class TuneConfig:
                 f"This tree was tuned already ({tree.config.tuned.told()}): to tune it otherwise or further, build it "
                 "from its sources; its stitches alone can be fitted again without tune."
             )
+        left = {"trunk": self._blocks(tree), "tails": sum(len(b.tail.blocks) for b in tree.branches.values())}
+        for part, asked in (("trunk", self.trunk), ("tails", self.tails)):
+            if asked != "none" and not left[part]:
+                raise ValueError(
+                    f"tune asks for {part} {asked!r}, and no block of this tree is left for that at its splits: choose "
+                    "other splits, or tune another part."
+                )
         names = tuned_weights(tree, self.what(tree))
-        if not names:
-            raise ValueError(
-                f"tune asks for trunk {self.trunk!r} and tails {self.tails!r}, and no block of this tree is left for "
-                "that: choose another split, or another part."
-            )
         for name in names:
             if (dtype := weight_of(tree, name).dtype) != torch.float32:
                 raise ValueError(f"The tree's {name} is {dtype}; load it with dtype=torch.float32 to tune it.")
@@ -145,6 +150,7 @@ class Tuning(nn.Module):
         names = config.weights(tree)
         self._names = {name.replace(".", "-"): name for name in names}
         scale = (2.0 * config.rank if config.alpha is None else config.alpha) / config.rank
+        self._before: dict[str, Tensor] = {}  # merged weights as they were
         self.changes: ModuleMap[Any] = ModuleMap()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -152,9 +158,15 @@ class Tuning(nn.Module):
                 weight = weight_of(tree, name)
                 change = Shifted(weight) if names[name] == "norms" else LowRank(weight, config.rank, scale)
                 self.changes[key] = change.to(weight.device)
-        for key, name in self._names.items():
-            path, _, own = name.rpartition(".")
-            parametrize.register_parametrization(tree.get_submodule(path), own, self.changes[key])
+        modules = {name.rpartition(".")[0] for name in self._names.values()}
+        self._order = {path: list(tree.get_submodule(path)._parameters) for path in modules}
+        try:
+            for key, name in self._names.items():
+                path, _, own = name.rpartition(".")
+                parametrize.register_parametrization(tree.get_submodule(path), own, self.changes[key])
+        except BaseException:  # each is computed once as it is put in place, for which memory may be lacking
+            self.detach()
+            raise
 
     @contextmanager
     def once(self) -> Iterator[None]:
@@ -178,6 +190,26 @@ class Tuning(nn.Module):
             out |= {k: v.detach().cpu().clone() for k, v in self.changes[key].change(name, original).items()}
         return out
 
+    @torch.no_grad()
+    def merge(self, *, pictures: int, steps: int) -> None:
+        """Merge the changes into the tree's weights, which are plain from then on; it is told as tuned then."""
+        (tree,), changes = self._tree, self.result()
+        self.detach()
+        self._before = {name: weight_of(tree, name).detach().cpu().clone() for name in self._names.values()}
+        tuned = self.config.what(tree, pictures=pictures, steps=steps, digest=changes_digest(changes))
+        tree.take_changes(changes, replace(tree.config, tuned=tuned))
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Give the tree its weights back as they were before all this, merged or not."""
+        self.detach()
+        (tree,) = self._tree
+        for name, value in self._before.items():
+            weight_of(tree, name).copy_(value)
+        if self._before:
+            tree.changes, tree.config = None, replace(tree.config, tuned=None)
+        self._before = {}
+
     def detach(self) -> None:
         """Give the tree its weights back as they were, plain; a second call does nothing."""
         (tree,) = self._tree
@@ -186,3 +218,7 @@ class Tuning(nn.Module):
             module = tree.get_submodule(path)
             if parametrize.is_parametrized(module, own):
                 parametrize.remove_parametrizations(module, own, leave_parametrized=False)
+        for path, order in self._order.items():  # which files and optimizers go by
+            held = tree.get_submodule(path)._parameters
+            for own in order:
+                held[own] = held.pop(own)

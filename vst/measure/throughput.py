@@ -17,7 +17,7 @@ from vst.fit.cache import TargetCache, cache_bytes
 from vst.fit.heldout import check_tree
 from vst.fit.matching import Matcher
 from vst.fit.precision import usable_device
-from vst.fit.teacher import Teacher
+from vst.fit.teacher import Teacher, tails_tuned
 from vst.measure.cost import flops_of
 from vst.measure.latency import MOST_BATCH, latency_of, median_interval, timed_rounds
 from vst.measure.memory import saved_mb, working_mb
@@ -162,14 +162,16 @@ def measure_ridge(tree: VSTEncoder, *, device: torch.device | str = "cpu", repea
 def random_teacher(tree: VSTEncoder) -> Teacher:
     """The frozen models of a fit whose steps are to be timed; no source is asked for weights.
 
-    Each target's stem and the blocks before the tree's own tail are random, whatever the tail is: a step takes as long,
-    while its targets mean nothing.
+    Each target's stem and the blocks before the tree's own tail are random, whatever the tail is (of a tuned tail, all
+    blocks): a step takes as long, while its targets mean nothing.
     """
     grid = tree.config.grid
     return Teacher(
         tree,
         {
-            b.name: load_vfm(b.spec, grid=grid, pretrained=False, stop=min(b.enters), norm=False)
+            b.name: load_vfm(
+                b.spec, grid=grid, pretrained=False, stop=b.stop if tails_tuned(tree) else min(b.enters), norm=False
+            )
             for b in tree.config.branches
         },
     )

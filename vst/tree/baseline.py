@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -36,7 +37,7 @@ class FullEncoders(nn.Module):
         super().__init__()
         if not models or set(models) - set(config.names):
             raise ValueError(f"Models were given for {sorted(models)}; expected some of {config.names}.")
-        self.config = config
+        self.config = replace(config, tuned=None)  # these are the published models
         self.models: ModuleMap[VFM] = ModuleMap({n: models[n] for n in config.names if n in models})
         self.fuse = config.fuser() if set(models) == set(config.names) else None
 

@@ -7,8 +7,9 @@ sources' weights again. Merging gives the same bits on every machine: see :func:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Tuned:
         rank: of the factors.
         matrices: all, attention or mlp: which matrices of a block they change.
         pictures, steps: how many pictures were learned from, in how many steps.
+        digest: of the changes, so that one training is not taken for another.
         own_error: relative error of the trunk's own features to those of the published model, on held-out pictures; of
             a tree that keeps its trunk and was measured.
         own_channel_error: the same by channel.
@@ -46,6 +48,7 @@ class Tuned:
     matrices: str = "all"
     pictures: int = 0
     steps: int = 0
+    digest: str = ""
     own_error: float | None = None
     own_channel_error: float | None = None
 
@@ -54,6 +57,8 @@ class Tuned:
         one_of(self.matrices, "tuned.matrices", tuple(MATRICES))
         least = dict.fromkeys(("pictures", "steps", "own_error", "own_channel_error"), (0, None))
         check_fields(self, {**least, "trunk_blocks": (0, MOST_DEPTH), "rank": (1, MOST_WIDTH)}, prefix="tuned.")
+        if (self.own_error is None) != (self.own_channel_error is None):
+            raise ValueError("tuned tells one of own_error and own_channel_error; expected both, or neither.")
         if not self.trunk_blocks and self.tails == "none":
             raise ValueError("tuned says that neither trunk nor tails were; expected one of them, or no tuned at all.")
 
@@ -75,7 +80,11 @@ class Tuned:
 
     def made_with(self) -> dict[str, Any]:
         """The part of it that saved numbers depend on."""
-        return {k: v for k, v in self.to_dict().items() if not k.startswith("own_")}
+        return self.unmeasured().to_dict()
+
+    def unmeasured(self) -> Tuned:
+        """The same without what is measured of it."""
+        return replace(self, own_error=None, own_channel_error=None)
 
     def told(self) -> str:
         """What was tuned, in words."""
@@ -146,9 +155,27 @@ def weight_of(module: nn.Module, name: str) -> Tensor:
     return getattr(module.get_submodule(path), own)
 
 
+def changes_digest(changes: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex and cut short, over the names, shapes and bytes of changes."""
+    sha = hashlib.sha256()
+    for name, value in sorted(changes.items()):
+        sha.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + value.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:24]
+
+
 @torch.no_grad()
 def apply_changes(tree: Any, changes: Mapping[str, Tensor]) -> None:
-    """Merge changes into the weights of a tree that has none yet, in fp32."""
+    """Merge changes into the weights of a tree that has none yet, in fp32.
+
+    Raises:
+        ValueError: the weights are of another dtype, in which the sums would be others.
+    """
+    for name in changed_weights(changes):
+        if (dtype := weight_of(tree, name).dtype) != torch.float32:
+            raise ValueError(
+                f"The tree's {name} is {dtype}, and changes are merged in fp32: load the tree with "
+                "dtype=torch.float32 and cast it afterwards, or load the saved stitches by from_pretrained."
+            )
     for name, value in changes.items():
         weight_name = name.removeprefix(PREFIX)
         if weight_name.endswith(f".{UP}"):
@@ -159,6 +186,11 @@ def apply_changes(tree: Any, changes: Mapping[str, Tensor]) -> None:
             weight.copy_(merged(weight, value, changes[f"{PREFIX}{weight_name}.{UP}"]))
         else:
             weight_of(tree, weight_name).copy_(value)
+
+
+def changed_weights(changes: Iterable[str]) -> list[str]:
+    """Names of the weights that changes are of, each once."""
+    return list(dict.fromkeys(n.removeprefix(PREFIX).removesuffix(f".{DOWN}").removesuffix(f".{UP}") for n in changes))
 
 
 def merged(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:

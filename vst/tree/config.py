@@ -299,7 +299,13 @@ class VSTConfig(TreeOptions):
         )
         chosen = {} if self.split is None else self.resolve(self.split)
         kept = bool(chosen) and all(chosen[name] in own for name, own in wanted.items())
-        return replace(self, branches=branches, split=self.split if kept else None)
+        return replace(self, branches=branches, split=self.split if kept else None)._with_held_blocks()
+
+    def _with_held_blocks(self) -> VSTConfig:
+        """With no more blocks said to be tuned than are held."""
+        if self.tuned is None or self.tuned.trunk_blocks <= self.trunk_depth():
+            return self
+        return replace(self, tuned=replace(self.tuned, trunk_blocks=self.trunk_depth()))
 
     def at(self, split: Split | str) -> VSTConfig:
         """The same tree with one split alone."""
@@ -315,7 +321,8 @@ class VSTConfig(TreeOptions):
             raise ValueError("This tree does not keep its trunk's own features (keep_trunk), so nothing is left alone.")
         tuned = self.tuned if self.tuned is not None and self.tuned.trunk_blocks else None
         tuned = None if tuned is None else replace(tuned, tails="none")
-        return replace(self, branches=(), split=None, fusion="channel", fusion_weights=None, tuned=tuned)
+        alone = replace(self, branches=(), split=None, fusion="channel", fusion_weights=None, tuned=tuned)
+        return alone._with_held_blocks()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types, with ``model_type`` first."""

@@ -191,6 +191,7 @@ class VSTEncoder(OnDisk):
         own = tree.state_dict()
         tree.load_state_dict({k: v for k, v in self.state_dict().items() if k in own}, strict=True, assign=True)
         tree.changes = None if self.changes is None or config.tuned is None else self.changes
+        tree.random_seed = self.random_seed
         return tree.freeze().train(self.training)
 
     def fold(self) -> VSTEncoder:

@@ -164,7 +164,7 @@ class OnDisk(nn.Module):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: restore it, or make it anew.")
         saved, now = read_config(path.parent)[1], self.config.tuned
-        if now is not None and (saved.tuned is None or saved.tuned.made_with() != now.made_with()):
+        if now is not None and (saved.tuned is None or saved.tuned.digest != now.digest):
             raise ValueError(
                 f"{path.parent} holds the stitches of a tree that was {'not' if saved.tuned is None else 'otherwise'} "
                 "tuned, and this tree is tuned already: load them into a tree that was built from its sources."

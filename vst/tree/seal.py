@@ -26,7 +26,7 @@ _SAID = ("source", "family", "license")
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], config: VSTConfig) -> None:
     """Write a safetensors file with its seal; the same tensors and config give the same bytes."""
     held = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    seal = {"config": made_with(config), "sums": {k: bit_sum(v) for k, v in held.items()}}
+    seal = {"config": made_with(config), "sums": {k: bit_sum(held[k]) for k in sorted(held)}}
     save_file(held, path, metadata={"format": "pt", _KEY: json.dumps(seal, separators=(",", ":"))})
     _order_metadata(path)
 
@@ -39,7 +39,8 @@ def check_config(path: Path, metadata: Mapping[str, str] | None, config: VSTConf
     """
     own = json.loads(json.dumps(made_with(config)))
     for name, values in _seal(path, metadata).get("config", {}).items():
-        for key, value in values.items() if isinstance(values, dict) else ():
+        saved = {} if not isinstance(values, dict) else {"tuned": None, **values} if name == "the tree" else values
+        for key, value in saved.items():
             if (now := own.get(name, {}).get(key)) != value:
                 raise ValueError(
                     f"{path.parent}: the config says {key} {shown(now)} of {name}, and {path.name} was saved with "
@@ -70,8 +71,7 @@ def made_with(config: VSTConfig) -> dict[str, dict[str, Any]]:
         "the tree": {k: values[k] for k in ("grid", "feature_layer", "feature_norm")},
         "the trunk": {k: v for k, v in values["trunk"].items() if k not in _SAID},
     }
-    if config.tuned is not None:
-        out["the tree"]["tuned"] = config.tuned.made_with()
+    out["the tree"]["tuned"] = None if config.tuned is None else config.tuned.made_with()
     for b in values["branches"]:
         own = {k: b[k] for k in ("splits", "enters", "stop", "stitch")}
         out[b["name"]] = {k: v for k, v in b["spec"].items() if k not in _SAID} | own
