@@ -1,5 +1,7 @@
 """Tuning of trunk and tails: gradients against plain models, what changes and what does not, what is saved of it."""
 
+import copy
+import json
 import re
 from dataclasses import replace
 from fractions import Fraction
@@ -210,6 +212,85 @@ def test_stitches_of_a_tree_that_was_not_tuned_do_not_go_into_one_that_was(tuned
     (damaged / "config.json").write_text(config.replace('"rank": 4', '"rank": 5'))
     with pytest.raises(ValueError, match="says tuned"):
         VSTEncoder.from_pretrained(damaged)
+
+
+def test_one_training_is_not_taken_for_another(tuned, tree_of, pictures, tmp_path):
+    """Of the same recipe, on the same pictures, by another seed."""
+    other = tree_of("dinov2", "clip", splits=[1, 2])
+    fit_stitches(other, pictures, tune=BOTH, match="mix", folder=tmp_path / "other", **{**FIT, "seed": 1})
+    tree = VSTEncoder.from_pretrained(tuned[3] / "stitches")
+    with pytest.raises(ValueError, match="otherwise tuned, and this tree is tuned already"):
+        tree.load_stitches(tmp_path / "other" / "stitches")
+    plain = tree_of("dinov2", "clip", splits=[1, 2]).save_pretrained(tmp_path / "plain")
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "tuned": tree.config.tuned.to_dict()}))
+    with pytest.raises(ValueError, match="says tuned"):  # of one that was not
+        VSTEncoder.from_pretrained(plain)
+    half = tree_of("dinov2", "clip", splits=[1, 2]).to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"bfloat16, and changes are merged in fp32"):
+        half.load_stitches(tuned[3] / "stitches")
+
+
+def test_a_finished_tuned_fit_is_recalled_by_the_tree_that_it_made(tree_of, pictures, tmp_path):
+    tree, folder, options = tree_of("dinov2", "clip", splits=[1, 2]), tmp_path / "run", {**FIT, "epochs": 1}
+    first = fit_stitches(tree, pictures, tune=BOTH, folder=folder, **options)
+    made = state_of(tree)
+    again = fit_stitches(tree, pictures, tune=BOTH, folder=folder, resume=True, **options)
+    assert again.to_dict() == first.to_dict()
+    assert all(torch.equal(v, made[k]) for k, v in tree.state_dict().items())
+    refit = tmp_path / "refit"  # its stitches further, twice: what was measured of the trunk is no part of the run
+    one = fit_stitches(tree, pictures, folder=refit, **options)
+    two = fit_stitches(tree, pictures, folder=refit, resume=True, **options)
+    assert one.reports == two.reports
+
+
+def test_a_report_that_fails_gives_the_models_back(tree_of, pictures, tmp_path, monkeypatch):
+    tree, folder, options = tree_of("dinov2", "clip", splits=[1, 2]), tmp_path / "run", {**FIT, "save_every": 8}
+    before = state_of(tree)
+
+    def fails(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vst.fit.loop.evaluate_stitches", fails)
+        with pytest.raises(torch.OutOfMemoryError):
+            fit_stitches(tree, pictures, tune=BOTH, folder=folder, **options)
+    assert tree.config.tuned is None
+    assert all(torch.equal(v, before[k]) for k, v in tree.state_dict().items() if ".stitches." not in k)
+    fit_stitches(tree, pictures, tune=BOTH, folder=folder, resume=True, **options)
+    assert tree.config.tuned.steps == 16
+
+
+def test_weights_that_cannot_be_put_in_place_leave_plain_ones(tree_of, monkeypatch):
+    tree, own, calls = tree_of("dinov2", "clip", splits=[1, 2]), parametrize.register_parametrization, []
+    order = list(tree.state_dict())
+
+    def fourth_fails(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("no memory")
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(parametrize, "register_parametrization", fourth_fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        Tuning(tree, TuneConfig(**BOTH), 0)
+    assert list(tree.state_dict()) == order  # also by which optimizers and files go
+
+
+def test_a_report_of_the_branches_asks_for_no_trunk(tuned, tiny, pictures, monkeypatch):
+    """Targets that are given are enough; the blocks after the features come from them as well."""
+    target = load_vfm(tiny("clip", 48, seed=1), grid=4)
+    monkeypatch.setattr("vst.fit.teacher.checkpoints.load_vfm", lambda *args, **kwargs: pytest.fail("a source is read"))
+    tree = tuned[0]
+    (_, report) = evaluate_stitches(tree, pictures[:9], targets={"clip": target})
+    assert report.final.error < 1
+    again, options = copy.deepcopy(tree), {**FIT, "epochs": 1}
+    fit_stitches(again, pictures, targets={"clip": target}, beyond=True, **options)
+    with pytest.raises(ValueError, match="The published trunk that was given"):
+        Teacher(tree, {"clip": target, "dinov2": target})
+    target.blocks["2"].norm1.weight.data += 1  # which low-rank changes leave alone
+    with pytest.raises(ValueError, match="it is another checkpoint"):
+        Teacher(tree, {"clip": target})
 
 
 @pytest.mark.parametrize("trunk", ["clip", "dinov3"])
