@@ -18,6 +18,7 @@ from vst.fit.calibrations import Calibrations
 from vst.fit.matching import Matcher
 from vst.fit.teacher import TRUNK_PIXELS, Teacher, transforms
 from vst.fit.tuning import Tuning
+from vst.measure.throughput import measure_fit
 from vst.tree.changes import Tuned, changes_digest, merged, norms_of
 
 BOTH = {"trunk": "lora", "tails": "lora", "rank": 4, "lr": 1e-2}
@@ -259,6 +260,25 @@ def test_a_report_that_fails_gives_the_models_back(tree_of, pictures, tmp_path, 
     assert all(torch.equal(v, before[k]) for k, v in tree.state_dict().items() if ".stitches." not in k)
     fit_stitches(tree, pictures, tune=BOTH, folder=folder, resume=True, **options)
     assert tree.config.tuned.steps == 16
+
+
+def test_parts_of_a_tuned_tree_tell_what_is_theirs(tiny, pictures):
+    sources = {"trunk": tiny("dinov2"), "branches": [tiny("clip", 48)], "splits": [1, 3], "image_size": 56}
+    tree = VSTEncoder.from_vfms(**sources, pretrained=False, seed=7, feature_layer=-1)
+    fit_stitches(tree, pictures[:16], tune=BOTH, **{**FIT, "epochs": 1})
+    alone = tree.trunk_alone()
+    assert evaluate_trunk(alone, pictures[:5]).error == evaluate_trunk(tree, pictures[:5]).error  # of its own seed
+    assert measure_fit(tree, batch_size=1, repeats=1)  # whose targets are random, and asked of no source
+    apart = VSTEncoder.from_vfms(**sources, keep_trunk=False, feature_layer=-1)
+    fit_stitches(apart, pictures[:16], tune=BOTH, **{**FIT, "epochs": 1})
+    assert "trunk blocks 1 to 3" in apart.config.tuned.told()
+    assert "trunk blocks 1 to 1" in apart.config.pruned([1]).tuned.told()
+    lora = VSTEncoder.from_vfms(tiny("dinov2"), [tiny("clip", 32)], [1], 56, stitch="lora")
+    with pytest.raises(ValueError, match="tune asks for trunk 'lora', and no block"):
+        fit_stitches(lora, pictures, tune=BOTH, **FIT)
+    for values in ({"trunk_blocks": 1, "own_error": 0.1}, {"rank": 4}, {"trunk_blocks": 1, "new": 1}):
+        with pytest.raises(ValueError, match="tuned"):
+            Tuned.from_dict(values)
 
 
 def test_weights_that_cannot_be_put_in_place_leave_plain_ones(tree_of, monkeypatch):

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from vst.results.folders import Run, atomic_path, environment, read_json, write_json
+from vst.results.later import later_defaults
 from vst.results.locks import LOCK
 
 
@@ -314,6 +315,30 @@ def test_resume_with_another_config_lists_what_differs(tmp_path):
     assert "lr" not in message
     assert "nan" not in message
     assert contents(tmp_path) == before
+
+
+def test_a_folder_from_before_a_field_stands_for_its_default(tmp_path):
+    """Of demos too, whose runs hold a fit's options."""
+    from llava_integration.demo.config import LlavaDemoConfig
+    from vst.demo.config import DemoConfig
+    from vst.fit.config import FitConfig
+
+    for i, config in enumerate((DemoConfig(), LlavaDemoConfig())):
+        folder = tmp_path / str(i)
+        Run(folder, config).close()
+        told = json.loads((folder / "run.json").read_text())
+        for name in ("tune", "hints", "beyond", "augment", "picture_mb"):
+            del told["fit"][name]
+        told.pop("recipes", None)
+        (folder / "run.json").write_text(json.dumps(told))
+        Run(folder, config, resume=True).close()
+        for changed in ({"hints": 1}, {"tune": {"tails": "norms"}}):
+            with pytest.raises(ValueError, match=r"differs in fit\.(hints|tune\.tails)"):
+                Run(folder, dataclasses.replace(config, fit=dataclasses.replace(config.fit, **changed)), resume=True)
+        (folder / "run.json").write_text(json.dumps({**told, "fit": {**told["fit"], "hints": 2}}))
+        with pytest.raises(ValueError, match=r"differs in fit\.hints \(2 in the run, 0 now\)"):
+            Run(folder, config, resume=True)
+    assert later_defaults(FitConfig(hints=3))["hints"] == 0
 
 
 def test_resume_keeps_what_is_there(tmp_path):

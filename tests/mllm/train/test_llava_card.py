@@ -67,6 +67,21 @@ def test_any_licence_and_name_make_a_card_that_can_be_read(kit, tmp_path, licenc
     assert [row.replace("\\|", "").count("|") for row in rows] == [5, 5, 5]
 
 
+def test_a_tuned_tower_is_told(tmp_path, tree_of, lm, pictures):
+    from llava_integration.models.assemble import assemble
+    from vst import fit_stitches
+    from vst.tree.baseline import FullTower
+
+    tree = tree_of("dinov2", "clip", splits=[2])
+    fit_stitches(tree, pictures[:12], tune={"trunk": "lora", "tails": "lora"}, show_progress=False)
+    for name, tower in (("tuned", tree), ("full", FullTower.from_config(tree.config))):
+        model, _ = assemble(tower, *lm())
+        model.save_pretrained(tmp_path / name)
+    told, full = (model_card(AutoConfig.from_pretrained(tmp_path / name), None) for name in ("tuned", "full"))
+    assert f"are not the published ones: {tree.config.tuned.told()}." in told
+    assert "published ones" not in full  # the models in full are
+
+
 def test_the_language_model_is_found_through_the_stages(tmp_path):
     for name, model in (("one", {"llm": "owner/name"}), ("two", {"start": str(tmp_path / "one")}), ("odd", [])):
         (tmp_path / name).mkdir()
