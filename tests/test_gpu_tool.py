@@ -142,7 +142,8 @@ def test_without_a_gpu_one_sentence(tool, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_and_leaves_the_summary(tmp_path, number):
     code = (
-        "import sys, importlib.util as u\n"
+        "import signal, sys, importlib.util as u\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what shells start behind & ignores it
         f"spec = u.spec_from_file_location('gpu_tool', {str(ROOT / 'tools' / 'gpu.py')!r})\n"
         "tool = u.module_from_spec(spec); spec.loader.exec_module(tool)\n"
         f"tool.LIMITS = {{'slow': 60, 'good': 60}}; tool.GRACE = 2; fake = {FAKE['slow']!r}\n"
