@@ -247,3 +247,27 @@ def test_a_closed_form_that_a_family_has_not_is_an_error(tree_of, pictures):
         tree = tree_of("dinov2", "dinov2_registers", splits=[2], widths=(32, 32))
         result = fit_stitches(tree, pictures, objective=form, start=form, show_progress=False)
         assert result.explained["dinov2_2@2"] > 0.2, form
+
+
+@pytest.mark.parametrize("enter", [0, 1])
+def test_hints_and_the_last_block_written_by_hand(tree_of, tiny, pictures, enter):
+    tree = tree_of("dinov2", "clip", splits=[1], depths=(4, 6), enters=[enter])  # features at 5 of 6
+    batch, whole = batch_of(tree, pictures[:6]), load_vfm(tiny("clip", 48, 6, seed=1), grid=4)
+    teacher = Teacher(tree, beyond=True)
+    matcher = Matcher(teacher, match="mix", hints=1, beyond=True)
+    middle = enter + round((5 - enter) / 2)
+    assert matcher.depths("clip") == [middle, 5, 6]
+    sums = Calibrations(tree, matcher.compared)
+    sums.observe(teacher, batch)
+    sums.set_scales(matcher)
+    wanted = matcher.wanted("clip", teacher.target("clip", batch["target_clip"], matcher.depths("clip")))
+    (loss,) = matcher(teacher.taps(batch[TRUNK_PIXELS]), {"clip": wanted})
+    z = tree.branches["clip"].stitches["1"](teacher.taps(batch[TRUNK_PIXELS])[1], tree.trunk)
+    own = whole.taps(batch["target_clip"], [middle, 5, 6])
+    parts = {}
+    for depth in (middle, 5, 6):
+        given, y = (whole.patches(t).flatten(0, 1) for t in (whole.run(z, enter, depth), own[depth]))
+        std = y.std(0, correction=0)
+        off = (given - y).square()
+        parts[depth] = ((off / std**2).mean() + off.mean() / std.square().mean()) / 2
+    torch.testing.assert_close(loss, parts[5] + (parts[middle] + parts[6]) / 2, rtol=1e-4, atol=1e-5)

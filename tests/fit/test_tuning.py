@@ -4,22 +4,17 @@ import copy
 import json
 import re
 from dataclasses import replace
-from fractions import Fraction
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
 from vst import FitConfig, TuneConfig, VSTEncoder, evaluate_stitches, evaluate_trunk, fit_stitches, load_vfm
-from vst.data.pictures import ImageSet
-from vst.data.views import Views, random_view
-from vst.fit.calibrations import Calibrations
 from vst.fit.matching import Matcher
 from vst.fit.teacher import TRUNK_PIXELS, Teacher, transforms
 from vst.fit.tuning import Tuning
 from vst.measure.throughput import measure_fit
-from vst.tree.changes import Tuned, changes_digest, merged, norms_of
+from vst.tree.changes import Tuned, changes_digest, norms_of
 
 BOTH = {"trunk": "lora", "tails": "lora", "rank": 4, "lr": 1e-2}
 FIT = {"epochs": 4, "batch_size": 8, "lr": 3e-3, "show_progress": False}
@@ -239,6 +234,8 @@ def test_a_finished_tuned_fit_is_recalled_by_the_tree_that_it_made(tree_of, pict
     again = fit_stitches(tree, pictures, tune=BOTH, folder=folder, resume=True, **options)
     assert again.to_dict() == first.to_dict()
     assert all(torch.equal(v, made[k]) for k, v in tree.state_dict().items())
+    with pytest.raises(ValueError, match=r"differs in fit\.lr"):
+        fit_stitches(tree, pictures, tune=BOTH, folder=folder, resume=True, **{**options, "lr": 0.5})
     refit = tmp_path / "refit"  # its stitches further, twice: what was measured of the trunk is no part of the run
     one = fit_stitches(tree, pictures, folder=refit, **options)
     two = fit_stitches(tree, pictures, folder=refit, resume=True, **options)
@@ -299,9 +296,10 @@ def test_weights_that_cannot_be_put_in_place_leave_plain_ones(tree_of, monkeypat
 
 def test_a_report_of_the_branches_asks_for_no_trunk(tuned, tiny, pictures, monkeypatch):
     """Targets that are given are enough; the blocks after the features come from them as well."""
-    target = load_vfm(tiny("clip", 48, seed=1), grid=4)
+    target, own = load_vfm(tiny("clip", 48, seed=1), grid=4), load_vfm(tiny("dinov2"), grid=4)
     monkeypatch.setattr("vst.fit.teacher.checkpoints.load_vfm", lambda *args, **kwargs: pytest.fail("a source is read"))
     tree = tuned[0]
+    assert evaluate_trunk(tree, pictures[:9], targets={"dinov2": own}).error > 0  # asks for no branch
     (_, report) = evaluate_stitches(tree, pictures[:9], targets={"clip": target})
     assert report.final.error < 1
     again, options = copy.deepcopy(tree), {**FIT, "epochs": 1}
@@ -400,72 +398,3 @@ def test_what_cannot_be_tuned_is_said(tree_of, pictures):
         tree = tree_of("dinov2", "clip", splits=[3])  # its features are read where it is entered
     with pytest.raises(ValueError, match="no block of this tree is left"):
         fit_stitches(tree, pictures, tune={"tails": "lora"}, **FIT)
-
-
-def test_changes_are_merged_by_the_sums_they_are(tree_of):
-    """Against exact fractions: each entry is the fp32 number nearest to a sum whose every step is rounded to fp64."""
-    generator = torch.Generator().manual_seed(0)
-    weight, down, up = (torch.randn(shape, generator=generator) for shape in ((3, 5), (4, 5), (3, 4)))
-    found = merged(weight, down, up)
-    for i in range(3):
-        for j in range(5):
-            total = float(weight[i, j])
-            for k in range(4):
-                total = float(Fraction(total) + Fraction(float(up[i, k])) * Fraction(float(down[k, j])))
-            assert float(found[i, j]) == float(torch.tensor(total, dtype=torch.float64).float())
-    tall = torch.randn(300, 700, generator=generator)
-    down, up = torch.randn(8, 700, generator=generator), torch.randn(300, 8, generator=generator)
-    rows = torch.cat([merged(tall[i : i + 1], down, up[i : i + 1]) for i in range(300)])
-    assert torch.equal(merged(tall, down, up), rows)  # however it is cut into parts
-
-
-def test_views_are_of_all_models_alike_and_the_same_in_every_process(tree_of, pictures, tmp_path, monkeypatch):
-    tree = tree_of("dinov2", "siglip")  # patches of 14 and 16 pixels
-    data = ImageSet(pictures, transforms(tree))
-    views = Views(data, 3)
-    state = torch.get_rng_state()
-    one, again, other = views[5], Views(data, 3)[5], views[5 + len(data)]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(one["trunk"], again["trunk"])
-    assert not torch.equal(one["trunk"], other["trunk"])
-    seen = [random_view(pictures[5].convert("RGB")) for _ in range(200)]
-    assert all(0.3 <= v.width * v.height / (48 * 48) <= 1 for v in seen)
-    assert len({v.size for v in seen}) > 20
-    for item in (5, 7 + len(data)):  # one view, resized for each and in the normalisation of each
-        shown = {}
-        for name, t in data.transforms.items():
-            mean, std = (torch.tensor(v).view(3, 1, 1) for v in (t.mean, t.std))
-            shown[name] = F.interpolate((views[item][name] * std + mean)[None], (28, 28), mode="area")
-        assert float((shown["trunk"] - shown["target_siglip"]).abs().mean()) < 0.02
-    results = {}
-    for name, options in (("whole", {}), ("workers", {"workers": 2})):
-        tree = tree_of("dinov2", "clip", splits=[2])
-        fit_stitches(tree, pictures, augment=True, folder=tmp_path / name, **FIT, **options)
-        results[name] = state_of(tree)
-    assert all(torch.equal(v, results["workers"][k]) for k, v in results["whole"].items())
-    with pytest.raises(ValueError, match="it needs no cache"):
-        FitConfig(augment=True, cache="x")
-
-
-@pytest.mark.parametrize("enter", [0, 1])
-def test_hints_and_the_last_block_written_by_hand(tree_of, tiny, pictures, enter):
-    tree = tree_of("dinov2", "clip", splits=[1], depths=(4, 6), enters=[enter])  # features at 5 of 6
-    batch, whole = seen(tree, pictures[:6]), load_vfm(tiny("clip", 48, 6, seed=1), grid=4)
-    teacher = Teacher(tree, beyond=True)
-    matcher = Matcher(teacher, match="mix", hints=1, beyond=True)
-    middle = enter + round((5 - enter) / 2)
-    assert matcher.depths("clip") == [middle, 5, 6]
-    sums = Calibrations(tree, matcher.compared)
-    sums.observe(teacher, batch)
-    sums.set_scales(matcher)
-    wanted = matcher.wanted("clip", teacher.target("clip", batch["target_clip"], matcher.depths("clip")))
-    (loss,) = matcher(teacher.taps(batch[TRUNK_PIXELS]), {"clip": wanted})
-    z = tree.branches["clip"].stitches["1"](teacher.taps(batch[TRUNK_PIXELS])[1], tree.trunk)
-    own = whole.taps(batch["target_clip"], [middle, 5, 6])
-    parts = {}
-    for depth in (middle, 5, 6):
-        given, y = (whole.patches(t).flatten(0, 1) for t in (whole.run(z, enter, depth), own[depth]))
-        std = y.std(0, correction=0)
-        off = (given - y).square()
-        parts[depth] = ((off / std**2).mean() + off.mean() / std.square().mean()) / 2
-    torch.testing.assert_close(loss, parts[5] + (parts[middle] + parts[6]) / 2, rtol=1e-4, atol=1e-5)

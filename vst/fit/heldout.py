@@ -141,17 +141,18 @@ def evaluate_trunk(
     Args:
         tree: which keeps its trunk's features; of one whose trunk is not tuned they agree to the bit.
         images, indices, batch_size: as for :func:`evaluate_stitches`.
-        targets: a teacher, or the published trunk by its name in the tree, beside the branches' models; default: loaded
-            from the sources.
+        targets: a teacher, or the published trunk by its name in the tree; default: loaded from its source.
 
     Raises:
         UnreadableHeldout: no picture could be read.
         ValueError: a tree without its trunk's features.
     """
+    check_tree(tree, "evaluate_trunk")
+    if not isinstance(targets, Teacher):  # the branches have no part in it, and are not loaded
+        given = checked(targets, Mapping[str, VFM] | None, "targets") or {}
+        tree, targets = tree.trunk_alone(), {n: model for n, model in given.items() if n == tree.config.trunk_name}
     heldout = _Heldout(tree, images, targets, indices, batch_size, "evaluate_trunk")
     config = tree.config
-    if not config.keep_trunk:
-        raise ValueError("This tree does not keep its trunk's own features (keep_trunk): there is nothing to compare.")
     sums, depth = AgreementSums(), config.trunk_stop
     for pixels, _ in heldout.batches(None, show_progress):
         there = pixels[TRUNK_PIXELS].to(heldout.device)

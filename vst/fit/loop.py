@@ -145,9 +145,8 @@ class _Fit:
     def run(self, folder: str | Path | None, resume: bool, overwrite: bool) -> FitResult:
         if folder is not None:
             self.tree.check_changes()
-        if resume and folder is not None and (found := self._made_before(Path(folder))) is not None:
-            return found
-        if self.config.tune.anything:
+        finished = resume and folder is not None and (Path(folder) / "results.json").exists()
+        if self.config.tune.anything and not finished:
             self.config.tune.weights(self.tree)
         run = self._open(folder, resume, overwrite)
         try:
@@ -177,7 +176,8 @@ class _Fit:
                 with self.clock.phase("calibration"):
                     explained = self._calibrate(matcher)
             steps, history, explained = self._loop(matcher, run, resume, explained)
-            self._merge(steps)
+            if self.tuning is not None:  # in every process alike
+                self.tuning.merge(pictures=len(self.train), steps=steps)
         result = self._report(run, steps, history, explained)
         self.accelerator.wait_for_everyone()
         return result
@@ -206,20 +206,6 @@ class _Fit:
         """Whether the trunk's own features are about to change, and are kept by the tree."""
         return self.config.tune.trunk != "none" and self.tree.config.keep_trunk
 
-    def _merge(self, steps: int) -> None:
-        """Every process does so alike."""
-        if self.tuning is not None:
-            self.tuning.merge(pictures=len(self.train), steps=steps)
-
-    def _made_before(self, folder: Path) -> FitResult | None:
-        """The result of a finished run that made this tree what it is; None: it did not, or was not one that tunes."""
-        now = self.tree.config.tuned
-        if now is None or not self.config.tune.anything or not (folder / "results.json").exists():
-            return None
-        self.tree.load_stitches(folder / "stitches")  # which refuses those of another training
-        with as_written(folder / "results.json", "a fit"):
-            return FitResult.from_dict(read_results(folder / "results.json", "a fit"))
-
     def _open(self, folder: str | Path | None, resume: bool, overwrite: bool) -> Run | None:
         if folder is None:
             if resume or overwrite:
@@ -227,14 +213,19 @@ class _Fit:
             return None
         # What a resumed run may change without changing its result is left out.
         fit = {k: v for k, v in asdict(self.config).items() if k not in OPERATIONAL}
+        tree = self.tree.config
+        # A tuned tree is to be tuned by the finished run alone that made it, and is told as that run began with it.
+        again = tree.tuned is not None and self.config.tune.anything
+        if tree.tuned is not None:
+            tree = replace(tree, tuned=None if again else tree.tuned.unmeasured())
         facts: dict[str, Any] = {
             "fit": {**fit, "precision": "bf16" if self.bf16 else "fp32"},
-            "tree": self._tree_facts(),
+            "tree": tree.to_dict(),
             "pictures": {"count": len(self.data), "fingerprint": self.data.fingerprint()},
             "heldout": {"count": len(self.heldout), "fingerprint": self.heldout_data.fingerprint()},
         }
         if not (resume and _began_without_weights(Path(folder))):
-            facts["weights"] = self.teacher.fingerprint()
+            facts["weights"] = (begun_with(folder) or {}).get("weights") if again else self.teacher.fingerprint()
         run = None
         if self.main:
             run = Run(folder, facts, resume=resume, overwrite=overwrite, later=self._later())
@@ -242,11 +233,6 @@ class _Fit:
                 drop_states(run)
         self.accelerator.wait_for_everyone()
         return run or Run(folder, facts, resume=True, lock=False, later=self._later())
-
-    def _tree_facts(self) -> dict[str, Any]:
-        """The tree without what is measured of it."""
-        config = self.tree.config
-        return (config if config.tuned is None else replace(config, tuned=config.tuned.unmeasured())).to_dict()
 
     def _later(self) -> dict[str, Any]:
         """What the folder of a run that an earlier version began stands for."""
@@ -399,7 +385,7 @@ class _Fit:
         return own
 
     def _finished(self, run: Run) -> FitResult:
-        """A run that had finished: its stitches and results, read back."""
+        """A run that had finished: stitches and results are read back, and what it tuned is merged if it was not."""
         self.tree.load_stitches(run.path("stitches"))
         if self.main:
             drop_states(run)  # left where it was stopped as it finished
