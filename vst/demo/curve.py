@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 PAPER = {"VST-22": (4.3, 45), "VST-14": (39, 84)}
 """Extra cost and share of the gain, in %, of CLIP-L and DINOv2-L under LLaVA-1.5 (Mai et al., CVPR 2026): ViT-L models
 of 24 blocks, cost counted in blocks."""
-_COLOURS = ("#2457a6", "#8a94a0", "#2f7d4f", "#7a4fa3")
+_COLOURS = ("#2457a6", "#8a94a0", "#2f7d4f", "#7a4fa3", "#c22f5f", "#00838f", "#c98a00", "#4a4a4a")
 
 
 def share_plot(results: Row, path: str | Path) -> None:
