@@ -15,12 +15,24 @@ from vst.demo.division import SCENES, SUBCATEGORIES, TEST_STYLE, Division, TaskD
 from vst.demo.job import run_demo
 from vst.demo.page import write_page
 from vst.demo.results import demo_results, pack, unpack
-from vst.demo.tables import cost_rows, detail_rows, error_rows, fit_rows, notes, score_rows, scores_line, show_results
+from vst.demo.tables import (
+    ahead_rows,
+    cost_rows,
+    demo_markdown,
+    detail_rows,
+    error_rows,
+    fit_rows,
+    notes,
+    score_rows,
+    scores_line,
+    show_results,
+)
 from vst.fit.config import FitConfig
 from vst.measure.latency import ALL_IN_FULL
 from vst.measure.recommend import measured_rows, recommend
 from vst.results.feature_maps import pca_maps
 from vst.results.folders import Run, write_json
+from vst.results.tables import markdown
 from vst.tree.encoder import VSTEncoder
 
 RIGHT = {"clip alone": 0.6, "dinov2 alone": 0.3, ALL_IN_FULL: 0.8}
@@ -145,8 +157,19 @@ def test_a_tuned_trunk_stands_in_the_tables_without_its_branch(tiny):
     assert trunk["own"]["error"] == pytest.approx(0.02)
     assert trunk["share"][SCENES]["share"] == pytest.approx((iou(0.65) - iou(0.6)) / (iou(0.8) - iou(0.6)), abs=1e-6)
     _, cells = fit_rows(found)
-    assert cells[2] == ["tuned", "30", "12", "7 +- 0", "0.020 +- 0.000", "0.040 +- 0.000"]
-    assert cells[0][-1] == "0"
+    assert cells[2][:6] == ["tuned", "30", "12", "7 +- 0", "0.020 +- 0.000", "0.040 +- 0.000"]
+    assert cells[2][6].startswith(f"{100 * (iou(0.65) - iou(0.6)):+.1f} (")
+    assert cells[2][7] == "+0.0 (+0.0 .. +0.0)"
+    assert cells[0][4:] == ["0"] * 4
+    heads, ahead = ahead_rows(found)
+    assert heads[1] == "ffm ahead of"
+    assert [line[:2] for line in ahead] == [["2", "tuned"], ["2", "ridge"], ["6", "tuned"], ["6", "ridge"]]
+    assert ahead[0][2] == "+0.0 (+0.0 .. +0.0)"
+    behind = towers["VST-6, ridge"]["behind"][SCENES]
+    assert behind["points"] == pytest.approx(iou(0.7) - iou(0.66))
+    assert behind["low"] <= behind["points"] <= behind["high"]
+    assert all(table in demo_markdown(found) for table in (markdown(heads, ahead), markdown(*fit_rows(found))))
+    assert found["recipes"] == {"tuned": {"pictures": {"scenes": 128, "singles": 128}, "fit": recipes["tuned"]}}
     assert all("counts" not in json.dumps(f) for f in found["fits"])
     fit = config.fit_of("tuned", 3)
     assert (fit.match, fit.tune.trunk, fit.seed, fit.objective) == ("mix", "lora", 3, "ffm")
@@ -287,13 +310,16 @@ def test_test_pictures_show_nothing_that_was_seen(seed, monkeypatch):
     assert len(unseen) > 50
     assert not seen & unseen
     scenes, single = drawn.tasks[SCENES], drawn.tasks[SUBCATEGORIES]
-    assert (len(drawn.fit), len(drawn.heldout), len(scenes.test), len(single.train)) == (60, 64, 50, 60)
+    fit = drawn.pictures(config.kinds)
+    assert (len(fit), len(drawn.heldout), len(scenes.test), len(single.train)) == (60, 64, 50, 60)
     assert scenes.test_labels.shape == (50, 64, 64)
     assert 0 < scenes.test_labels.float().mean() < 8
     assert len(single.classes) == 20
     again, other = (Division.draw(root, config, s) for s in (seed, seed + 1))
     assert all(torch.equal(again.tasks[t].test_labels, drawn.tasks[t].test_labels) for t in drawn.tasks)
     assert again.fit == drawn.fit
+    assert fit == [*drawn.fit["scenes"], *drawn.fit["singles"]]
+    assert drawn.pictures({"scenes": 0, "singles": 7}) == drawn.fit["singles"][:7]
     assert not torch.equal(other.tasks[SCENES].test_labels, scenes.test_labels)
     with pytest.raises(ValueError, match="probe_test is 5000"):
         Division.draw(root, DemoConfig(probe_test=5000), 0)
@@ -363,6 +389,27 @@ class TestRun:
         assert row["name"] == "clip tuned"
         assert row["own"]["error"] == pytest.approx(tree.config.tuned.own_error)
         assert (tmp_path / "run" / "index.html").read_text().count("clip tuned") > 0
+
+    @pytest.mark.assets
+    def test_recipes_see_the_pictures_they_name(self, small, tmp_path, monkeypatch):
+        from vst.demo import job
+
+        seen, own = {}, job.fit_stitches
+        monkeypatch.setattr(
+            job,
+            "fit_stitches",
+            lambda tree, images, *a, **k: seen.update({len(images): images}) or own(tree, images, *a, **k),
+        )
+        recipes = {"few": {"pictures": {"singles": 2}}, "more": {"pictures": {"singles": 4}}}
+        config = replace(small, recipes=recipes, objectives=["few", "more"])
+        found = run_demo(tmp_path / "run", config)
+        drawn = job._Job(None, config, job.assets.prepare()).division(0).fit
+        assert seen == {2: drawn["singles"][:2], 4: drawn["singles"][:4]}
+        assert [f["pictures"] for f in found["fits"]] == [2, 4]
+        page = (tmp_path / "run" / "index.html").read_text()
+        assert "What pictures are worth" in page
+        assert "each doubling" in page
+        assert np.asarray(Image.open(tmp_path / "run" / "pictures.png")).std() > 5
 
     @pytest.mark.assets
     def test_overwriting_keeps_nothing_of_the_old_run(self, small, tmp_path, monkeypatch):

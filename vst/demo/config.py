@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vst.fit.config import FitConfig
 from vst.fit.objectives import OBJECTIVES, fitting_objectives
-from vst.models.fields import SEEDS, check_fields, name
+from vst.models.fields import SEEDS, check_fields, name, shown
 from vst.results.later import later
 from vst.tree.stitches import StitchSpec
 
@@ -48,7 +48,8 @@ class DemoConfig:
         heldout: test pictures for the stitches' errors, half scenes and half single emoji.
         fit: how stitches are fitted; objective and seed come from above.
         recipes: by a name of yours, the fields of fit that are otherwise, ``{tuned: {tune: {trunk: lora}}}``; trees of
-            a recipe stand in the tables beside the others, and its tuned trunk without a branch.
+            a recipe stand in the tables beside the others, and its tuned trunk without a branch. ``pictures`` among
+            them says how many of each kind the recipe sees, ``{pictures: {scenes: 300}}``; all without it.
         batch_size, repeats: of the latency measurement.
     """
 
@@ -82,6 +83,7 @@ class DemoConfig:
                     f"Recipe {recipe!r} needs a name that is no objective's (nor 'models'), and no seed of its own."
                 )
             self.fit_of(recipe, 0)
+            self._check_pictures(recipe, changes.get("pictures", {}))
         for part in ("splits", "seeds"):
             values = getattr(self, part)
             if not values or _repeated(values):
@@ -94,6 +96,27 @@ class DemoConfig:
         if self.heldout > 2 * self.probe_test:
             raise ValueError(f"heldout is {self.heldout}; expected at most {2 * self.probe_test}, twice probe_test.")
 
+    def _check_pictures(self, recipe: str, given: Any) -> None:
+        there = self.kinds
+        right = isinstance(given, Mapping) and set(given) <= set(there)
+        right = right and all(type(n) is int and 0 <= n <= there[kind] for kind, n in given.items())
+        if not right or (given and not any(given.values())):
+            most = " and ".join(f"up to {count} {kind}" for kind, count in there.items())
+            raise ValueError(
+                f"Recipe {recipe!r} has pictures {shown(given)}; expected {most}, as {{scenes: 40}}: more of them with "
+                "a larger 'pictures' of the demo."
+            )
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Training pictures for the stitches by kind: ``scenes`` and ``singles``."""
+        return {"scenes": self.pictures - self.pictures // 2, "singles": self.pictures // 2}
+
+    def pictures_of(self, recipe: str) -> dict[str, int]:
+        """Pictures by kind that one of ``objectives`` is fitted to: the first so many of those drawn."""
+        given = self.recipes.get(recipe, {}).get("pictures")
+        return self.kinds if not given else {kind: given.get(kind, 0) for kind in self.kinds}
+
     def fit_of(self, recipe: str, seed: int) -> FitConfig:
         """How stitches are fitted for one of ``objectives``, by a seed.
 
@@ -101,7 +124,8 @@ class DemoConfig:
             ValueError, TypeError: a recipe that is none.
         """
         if recipe in self.recipes:
-            return FitConfig.of(self.fit, {**self.recipes[recipe], "seed": seed})
+            changes = {k: v for k, v in self.recipes[recipe].items() if k != "pictures"}
+            return FitConfig.of(self.fit, {**changes, "seed": seed})
         match = self.fit.match if self.fit.match in OBJECTIVES[recipe].units else "channel"
         return replace(self.fit, objective=recipe, match=match, seed=seed)
 

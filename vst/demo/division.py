@@ -9,6 +9,7 @@ subcategories   global: which of the 20 largest subcategories a single emoji is 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,17 @@ class Division:
     """Pictures of one seed.
 
     Attributes:
-        fit: for the stitches, without labels. heldout: for the stitches' errors. tasks: by name.
+        fit: for the stitches, without labels, by kind (``scenes``, ``singles``). heldout: for the stitches' errors.
+        tasks: by name.
     """
 
-    fit: list[Image.Image]
+    fit: dict[str, list[Image.Image]]
     heldout: list[Image.Image]
     tasks: dict[str, TaskData]
+
+    def pictures(self, counts: Mapping[str, int]) -> list[Image.Image]:
+        """The first so many of each kind, for a fit."""
+        return [picture for kind, count in counts.items() for picture in self.fit[kind][:count]]
 
     @classmethod
     def draw(cls, root: Path, config: DemoConfig, seed: int) -> Division:
@@ -68,18 +74,21 @@ class Division:
             ValueError: more pictures are asked for than there are emoji.
         """
         single, seen, unseen = _single(root, config, seed)
-        half, cut = config.pictures // 2, config.probe_train
-        if half > len(seen):
+        kinds, cut = config.kinds, config.probe_train
+        if kinds["singles"] > len(seen):
             raise ValueError(f"pictures is {config.pictures}, but the emoji give only {2 * len(seen)}; lower it.")
         scenes = PastedScenes(
-            root, train=max(cut, config.pictures - half), test=config.probe_test, test_style=TEST_STYLE, seed=seed
+            root, train=max(cut, kinds["scenes"]), test=config.probe_test, test_style=TEST_STYLE, seed=seed
         )
         first = scenes.train
         shown = [scenes.scene(row) for row in (*range(cut), *range(first, first + config.probe_test))]
         masks = torch.stack([_mask(mask) for _, mask in shown])
         pictures = [picture for picture, _ in shown]
         dense = TaskData("segmentation", scenes.classes, pictures[:cut], pictures[cut:], masks[:cut], masks[cut:])
-        fit = [*(scenes[row] for row in range(config.pictures - half)), *(_open(p) for p in seen[:half])]
+        fit = {
+            "scenes": [scenes[row] for row in range(kinds["scenes"])],
+            "singles": [_open(p) for p in seen[: kinds["singles"]]],
+        }
         held = config.heldout // 2
         heldout = [*dense.test[: config.heldout - held], *(_open(p) for p in unseen[:held])]
         return cls(fit, heldout, {SCENES: dense, SUBCATEGORIES: single})

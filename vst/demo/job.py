@@ -24,6 +24,7 @@ from vst.demo.config import DemoConfig
 from vst.demo.curve import share_plot
 from vst.demo.division import SCENES, Division, TaskData
 from vst.demo.page import write_page
+from vst.demo.pictures import pictures_plot, series_of
 from vst.demo.results import demo_results, pack
 from vst.demo.tables import scores_line, show_results
 from vst.fit.loop import fit_stitches
@@ -55,7 +56,7 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
     if overwrite:  # at once: a new run that is stopped must not go on with parts of the old one
         for part in ("fits", "tree"):
             shutil.rmtree(run.path(part), ignore_errors=True)
-        for part in ("curve.png", "index.html"):
+        for part in ("curve.png", "pictures.png", "index.html"):
             run.path(part).unlink(missing_ok=True)
     if run.path("results.json").exists() and not overwrite:
         results = read_results(run.path("results.json"), "vst demo")
@@ -202,7 +203,7 @@ class _Job:
         folder = self.run.path("fits") / key
         result = fit_stitches(
             tree,
-            division.fit,
+            division.pictures(config.pictures_of(objective)),
             config.fit_of(objective, seed),
             heldout_images=division.heldout,
             folder=folder,
@@ -284,6 +285,9 @@ class _Job:
         """The plot and the page of results."""
         with drawing(path := self.run.path("curve.png")):
             share_plot(results, path)
+        if series_of(results):
+            with drawing(path := self.run.path("pictures.png")):
+                pictures_plot(results, path)
         with drawing(self.run.path("index.html")):
             tree = VSTEncoder.from_pretrained(self.run.path("tree"))
             self._page(results, self._rows(results["seeds"]), tree)

@@ -11,8 +11,9 @@ from PIL import Image
 
 from vst.demo.config import MODELS
 from vst.demo.division import SCENES, TaskData
+from vst.demo.pictures import picture_rows
 from vst.demo.results import unpack
-from vst.demo.tables import STITCH_NOTE, cost_rows, detail_rows, error_rows, fit_rows, notes, score_rows
+from vst.demo.tables import STITCH_NOTE, ahead_rows, cost_rows, detail_rows, error_rows, fit_rows, notes, score_rows
 from vst.measure.latency import ALL_IN_FULL
 from vst.results.folders import Run, atomic_path
 from vst.results.page import STYLE, data_url, html_table, png
@@ -78,14 +79,30 @@ stitched ones share directions and scale: the same colour is the same feature. T
 <p class="note">Scenes; means over seeds, in percent.</p>
 {html_table(*error_rows(results), text=(1,))}
 <p class="note">Stitches on held-out pictures: {html.escape(STITCH_NOTE)}.</p>
+{_ahead(results)}
 {html_table(*fit_rows(results))}
 <p class="note">Fits, on the machine that ran them; the trunk's own error is that of its features to the published
 model's, where it was tuned.</p>
+{_worth(run, results)}
 <p class="note"><small>The DINOv2 weights were trained further for saliency by their publisher, and both models are small;
 numbers of this pair say nothing about larger models, photographs or language models.</small></p>
 </body></html>"""
     with atomic_path(run.path("index.html")) as path:
         path.write_text(page, encoding="utf-8")
+
+
+def _ahead(results: Mapping[str, Any]) -> str:
+    heads, rows = ahead_rows(results)
+    return html_table(heads, rows, text=(1,)) if rows else ""
+
+
+def _worth(run: Run, results: Mapping[str, Any]) -> str:
+    """What pictures are worth, where recipes differ in these."""
+    heads, rows = picture_rows(results)
+    if not rows:
+        return ""
+    plot = f'<img class="plot" src="{data_url(run.path("pictures.png"))}" alt="share of the gain and errors over pictures">'
+    return f"<h2>What pictures are worth</h2>\n{plot}\n{html_table(heads, rows)}"
 
 
 def _finding(results: Mapping[str, Any]) -> str:

@@ -83,12 +83,21 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
             if cost["kind"] == "tuned":
                 values = [f["trunk"]["own"] for f in fits if f["objective"] == objective and f["trunk"]["own"]]
                 tower["own"] = {k: statistics.mean(v[k] for v in values) for k in (values[0] if values else ())}
+                tower["over_untuned"] = {t: _ahead(own, by_tower[trunk], t) for t in KINDS}
             elif objective is not None:
                 tower["extra_blocks"] = extra_blocks(tree, cost["split"])
                 reports = [x for f in fits if f["objective"] == objective for x in f["reports"]]
                 at = [x for x in reports if x["split"] == cost["split"]]
                 tower["final_error"] = statistics.mean(x["final"]["error"] for x in at)
+                if config.recipes and objective != shown:
+                    best = by_tower[cost["name"]]
+                    tower["behind"] = {t: _ahead(best, own, t) for t in KINDS}
             towers.append(tower)
+    told = {
+        o: {"pictures": config.pictures_of(o), "fit": {k: v for k, v in changes.items() if k != "pictures"}}
+        for o, changes in config.recipes.items()
+        if o in objectives
+    }
     return {
         "trunk": config.trunk,
         "branch": config.branch,
@@ -99,6 +108,7 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
         "majority": {t: statistics.mean(r["majority"][t] for r in models) for t in KINDS},
         "towers": towers,
         "fits": [_told(f) for f in fits],
+        **({"recipes": told} if told else {}),
         "batch_size": timing["batch_size"],
         "caption": f"{MODELS[config.trunk]} trunk, {MODELS[config.branch]} branch, {tree.grid} x {tree.grid} grid, "
         f"{config.stitch} stitch; {config.probe_test} held-out pictures a task, {len(seeds)} "
@@ -128,6 +138,12 @@ def _share(own: Sequence[Row], one: Sequence[Row], full: Sequence[Row], task: st
     tower, least, most = ([unpack(r[task]["counts"]) for r in part] for part in (own, one, full))
     share = bootstrap_share_of_gain(tower, least, most, partial(score_of_counts, kind=KINDS[task]))
     return {**asdict(share), "text": str(share)}
+
+
+def _ahead(own: Sequence[Row], other: Sequence[Row], task: str) -> dict[str, float]:
+    """How far one tower's score lies above another's on the same pictures, with the 95 % interval."""
+    found = _share(own, other, own, task)
+    return {"points": found["gain"], "low": found["gain_low"], "high": found["gain_high"]}
 
 
 def _detail(counts: Sequence[np.ndarray]) -> dict[str, float]:

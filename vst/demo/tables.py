@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vst.demo.division import SCENES
+from vst.demo.pictures import picture_rows
 from vst.demo.results import TITLES
 from vst.measure.latency import ALL_IN_FULL
 from vst.results.tables import markdown, spread, table
@@ -108,14 +109,33 @@ def error_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 def fit_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of what fits took and, where they tuned the trunk, how far its own features have moved."""
     heads = ["objective", "steps", "pictures", "seconds of fitting", "trunk's own error", "by channel"]
+    heads += [f"tuned trunk over untuned, {title}, points" for title in TITLES.values()]
+    trunks = {r["objective"]: r.get("over_untuned", {}) for r in results["towers"] if r["kind"] == "tuned"}
     rows = []
     for objective in dict.fromkeys(f["objective"] for f in results["fits"]):
         fits = [f for f in results["fits"] if f["objective"] == objective]
         tuned = [f["trunk"]["own"] or {} for f in fits if f.get("trunk")]
         moved = [spread([own.get(key) for own in tuned]) if tuned else "0" for key in ("error", "channel_error")]
         counts = [str(max(f.get(key, 0) for f in fits)) for key in ("steps", "pictures")]
-        rows.append([objective, *counts, spread([f["seconds"].get("fit", 0.0) for f in fits], 0), *moved])
+        over = [points_text(trunks[objective][t]) if trunks.get(objective) else "0" for t in TITLES]
+        rows.append([objective, *counts, spread([f["seconds"].get("fit", 0.0) for f in fits], 0), *moved, *over])
     return heads, rows
+
+
+def ahead_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: how far the recipe shown lies ahead of the others on the same pictures (95 % interval)."""
+    heads = ["split", f"{results['objective']} ahead of", *(f"{title}, points" for title in TITLES.values())]
+    rows = [
+        [str(r["split"]), r["objective"], *(points_text(r["behind"][task]) for task in TITLES)]
+        for r in results["towers"]
+        if "behind" in r
+    ]
+    return heads, rows
+
+
+def points_text(told: Results) -> str:
+    """A difference of scores in points, with its interval."""
+    return f"{100 * told['points']:+.1f} ({100 * told['low']:+.1f} .. {100 * told['high']:+.1f})"
 
 
 def notes(results: Results) -> str:
@@ -140,19 +160,28 @@ def scores_line(title: str, towers: Results) -> str:
     )
 
 
+def detailed(results: Results) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Further tables by title, of what there is."""
+    out = {"Stitches on held-out pictures": error_rows(results)}
+    if (ahead := ahead_rows(results))[1]:
+        out["Recipes"] = ahead
+    if any(f.get("trunk") for f in results["fits"]):
+        out["Fits"] = fit_rows(results)
+    if (pictures := picture_rows(results))[1]:
+        out["What pictures are worth"] = pictures
+    return out
+
+
 def demo_markdown(results: Results) -> str:
     """All tables as Markdown, for the documentation."""
-    scores, costs, details, errors = (
-        markdown(*rows(results)) for rows in (score_rows, cost_rows, detail_rows, error_rows)
-    )
-    tuned = any(f.get("trunk") for f in results["fits"])
-    fits = [markdown(*fit_rows(results))] if tuned else []
-    return "\n\n".join([scores, notes(results), costs, details, errors, *fits])
+    scores, costs, details = (markdown(*rows(results)) for rows in (score_rows, cost_rows, detail_rows))
+    further = [markdown(*rows) for rows in detailed(results).values()]
+    return "\n\n".join([scores, notes(results), costs, details, *further])
 
 
 def show_results(results: Results) -> None:
     """Print the tables."""
     table("Scores", *score_rows(results))
     table("Cost", *cost_rows(results), notes(results))
-    table("Stitches on held-out pictures", *error_rows(results), STITCH_NOTE)
-    table("Fits", *fit_rows(results))
+    for title, rows in {**detailed(results), "Fits": fit_rows(results)}.items():
+        table(title, *rows, STITCH_NOTE if rows[0] == error_rows(results)[0] else None)
