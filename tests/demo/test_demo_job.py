@@ -268,12 +268,22 @@ def test_small_numbers_are_packed():
         ({"recipes": {"ffm": {}}}, "Recipe 'ffm' needs a name that is no objective's"),
         ({"recipes": {"models": {}}}, "nor 'models'"),
         ({"recipes": {"a": {"epochs": 0}}}, "epochs is 0"),
+        ({"objectives": ["lfm"], "fit": FitConfig(hints=2)}, "hints needs an objective"),
     ],
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         DemoConfig(**options)
     assert (DemoConfig().branch, DemoConfig(trunk="dinov2").branch) == ("dinov2", "clip")
+
+
+def test_a_closed_form_stands_beside_a_fit_that_tunes():
+    fit = FitConfig(match="mix", hints=1, augment=True, tune={"tails": "lora"})
+    config = DemoConfig(fit=fit)
+    assert config.fit_of("ffm", 2) == replace(fit, seed=2)
+    assert config.fit_of("procrustes", 2).start == "procrustes"
+    ridge = config.fit_of("ridge", 2)
+    assert (ridge.objective, ridge.tune.tails, ridge.hints, ridge.augment) == ("ridge", "none", 0, False)
 
 
 def test_pca_maps_show_the_leading_directions():

@@ -8,6 +8,7 @@ from typing import Any
 
 from vst.fit.config import FitConfig
 from vst.fit.objectives import OBJECTIVES, fitting_objectives
+from vst.fit.tuning import TuneConfig
 from vst.models.fields import SEEDS, check_fields, name, shown
 from vst.results.later import later
 from vst.tree.stitches import StitchSpec
@@ -82,8 +83,9 @@ class DemoConfig:
                 raise ValueError(
                     f"Recipe {recipe!r} needs a name that is no objective's (nor 'models'), and no seed of its own."
                 )
-            self.fit_of(recipe, 0)
             self._check_pictures(recipe, changes.get("pictures", {}))
+        for objective in {*self.objectives, *self.recipes}:
+            self.fit_of(objective, 0)
         for part in ("splits", "seeds"):
             values = getattr(self, part)
             if not values or _repeated(values):
@@ -123,11 +125,16 @@ class DemoConfig:
         Raises:
             ValueError, TypeError: a recipe that is none.
         """
+        changes: dict[str, Any] = {"seed": seed}
         if recipe in self.recipes:
-            changes = {k: v for k, v in self.recipes[recipe].items() if k != "pictures"}
-            return FitConfig.of(self.fit, {**changes, "seed": seed})
-        match = self.fit.match if self.fit.match in OBJECTIVES[recipe].units else "channel"
-        return replace(self.fit, objective=recipe, match=match, seed=seed)
+            changes |= {k: v for k, v in self.recipes[recipe].items() if k != "pictures"}
+            return FitConfig.of(self.fit, changes)
+        objective = OBJECTIVES[recipe]
+        match = self.fit.match if self.fit.match in objective.units else "channel"
+        changes |= {"objective": recipe, "match": match}
+        if objective.closed_form:  # it takes no steps in which anything else could be trained
+            changes |= {"start": recipe, "tune": TuneConfig(), "hints": 0, "beyond": False, "augment": False}
+        return replace(self.fit, **changes)
 
     @property
     def branch(self) -> str:
