@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import psutil
@@ -48,6 +49,22 @@ def test_fitting_lowers_what_it_optimises_and_moves_nothing_else(tree_of, pictur
     moved = {k for k in after if not torch.equal(after[k], before[k])}
     assert moved
     assert all(".stitches." in k for k in moved)
+
+
+def test_a_fit_that_ends_above_its_start_says_so(tree_of, pictures):
+    def fit(lr):
+        return fit_stitches(tree_of(splits=[1]), pictures, lr=lr, batch_size=4, show_progress=False)
+
+    with pytest.warns(UserWarning, match="The loss ended at .* after 8 steps, above the .* of its first step") as told:
+        risen = fit(10.0)
+    ended, began = risen.history[-1]["mean"], risen.history[0]["mean"]
+    assert ended > began
+    assert any(f"ended at {ended:.3f} after 8 steps, above the {began:.3f}" in str(w.message) for w in told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        still = fit(1e-12)
+    assert still.history[0]["step"] == risen.history[0]["step"] == 1
+    assert still.history[0]["mean"] == pytest.approx(began)  # that of the closed form
 
 
 def test_ffm_ends_closer_than_ridge_and_lfm_at_the_end(tree_of, pictures):

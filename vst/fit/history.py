@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+
+RISE = 1.1  # of a loss, beyond what one batch differs from the next
 
 
 class Window:
@@ -59,3 +63,14 @@ class Window:
     def restore(self, pending: list[float]) -> None:
         """Go on from what :meth:`pending` gave; one process does so, for all."""
         self.sum, self.count = torch.tensor(pending[:-1]), int(pending[-1])
+
+
+def warn_of_rise(history: Sequence[Mapping[str, float]]) -> None:
+    """Say so when a fit ends above where its closed form began; the first row is that of the first step alone."""
+    first, last = history[0], history[-1]
+    if first["step"] == 1 and last["mean"] > RISE * first["mean"]:
+        warnings.warn(
+            f"The loss ended at {last['mean']:.3f} after {last['step']:.0f} steps, above the {first['mean']:.3f} of "
+            "its first step, where the closed form began: train for more steps, or with a lower lr (and tune.lr).",
+            stacklevel=2,
+        )

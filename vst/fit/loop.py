@@ -19,7 +19,7 @@ from vst.fit.calibrations import Calibrations, check_closed_form
 from vst.fit.clock import Clock
 from vst.fit.config import FitConfig, FitResult
 from vst.fit.heldout import StitchReport, UnreadableHeldout, check_tree, evaluate_stitches, evaluate_trunk
-from vst.fit.history import Window
+from vst.fit.history import Window, warn_of_rise
 from vst.fit.matching import Matcher
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.order import batches, divide
@@ -176,6 +176,8 @@ class _Fit:
                 with self.clock.phase("calibration"):
                     explained = self._calibrate(matcher)
             steps, history, explained = self._loop(matcher, run, resume, explained)
+            if self.main and self.config.start != "random":
+                warn_of_rise(history)
             if self.tuning is not None:  # in every process alike
                 self.tuning.merge(pictures=len(self.train), steps=steps)
         result = self._report(run, steps, history, explained)
@@ -299,7 +301,7 @@ class _Fit:
                 last = step + 1 == len(plan)
                 stopped = run is not None and stop.asked(self.device)
                 save = run is not None and not last and (step + 1) % config.save_every == 0
-                if last or save or (step + 1) % 10 == 0:
+                if last or save or step == 0 or (step + 1) % 10 == 0:
                     history.append({"step": step + 1, "lr": rate, **window.mean(accelerator)})
                 if last or save or stopped:
                     check_finite(self.tree, self.tuning, step + 1)
