@@ -322,7 +322,7 @@ class TestSteps:
         }
 
     def test_options_without_the_command_lines_parser(self):
-        from gpu_steps.evidence import demo_config, protocol_config
+        from gpu_steps.evidence import demo_config, protocol_config, recipes_config
         from gpu_steps.options import made, options
 
         from vst import cli
@@ -331,12 +331,16 @@ class TestSteps:
 
         for name, kind, ours in (
             ("demo/evidence.yaml", "demo", made(DemoConfig, options("demo/evidence.yaml", "demo"))),
+            ("demo/recipes.yaml", "demo", made(DemoConfig, options("demo/recipes.yaml", "demo"))),
             ("stitch/protocol-gpu.yaml", "protocol", protocol_config(False)),
         ):
             parsed = parse(cli.COMMANDS, [kind, "--config", str(ROOT / "configs" / name)]).as_dict()
             assert parsed[kind][kind] == ours
         assert demo_config(False).grid == protocol_config(False).grid == 14
-        assert demo_config(True).grid == protocol_config(True).grid == 4
+        assert demo_config(True).grid == recipes_config(True).grid == protocol_config(True).grid == 4
+        full = recipes_config(False)
+        assert (full.grid, full.pictures, full.objectives[-1]) == (14, 2400, "both")
+        assert full.fit_of("both", 1).tune.trunk == "lora"
         with pytest.raises(ValueError, match="DemoConfig has no option 'splitz'; its options: trunk, splits"):
             made(DemoConfig, {"splitz": [1]})
 
