@@ -81,8 +81,7 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
             tower["detail"] = _detail([unpack(x[SCENES]["counts"]) for x in own])
             tower |= _over_trunk(cost, costs[trunk])
             if cost["kind"] == "tuned":
-                values = [f["trunk"]["own"] for f in fits if f["objective"] == objective and f["trunk"]["own"]]
-                tower["own"] = {k: statistics.mean(v[k] for v in values) for k in (values[0] if values else ())}
+                tower["own"] = _moved([f for f in fits if f["objective"] == objective])
                 tower["over_untuned"] = {t: _ahead(own, by_tower[trunk], t) for t in KINDS}
             elif objective is not None:
                 tower["extra_blocks"] = extra_blocks(tree, cost["split"])
@@ -90,14 +89,8 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
                 at = [x for x in reports if x["split"] == cost["split"]]
                 tower["final_error"] = statistics.mean(x["final"]["error"] for x in at)
                 if config.recipes and objective != shown:
-                    best = by_tower[cost["name"]]
-                    tower["behind"] = {t: _ahead(best, own, t) for t in KINDS}
+                    tower["behind"] = {t: _ahead(by_tower[cost["name"]], own, t) for t in KINDS}
             towers.append(tower)
-    told = {
-        o: {"pictures": config.pictures_of(o), "fit": {k: v for k, v in changes.items() if k != "pictures"}}
-        for o, changes in config.recipes.items()
-        if o in objectives
-    }
     return {
         "trunk": config.trunk,
         "branch": config.branch,
@@ -108,12 +101,27 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
         "majority": {t: statistics.mean(r["majority"][t] for r in models) for t in KINDS},
         "towers": towers,
         "fits": [_told(f) for f in fits],
-        **({"recipes": told} if told else {}),
+        **({"recipes": _recipes(config, objectives)} if config.recipes else {}),
         "batch_size": timing["batch_size"],
         "caption": f"{MODELS[config.trunk]} trunk, {MODELS[config.branch]} branch, {tree.grid} x {tree.grid} grid, "
         f"{config.stitch} stitch; {config.probe_test} held-out pictures a task, {len(seeds)} "
         f"seed{'s' if len(seeds) > 1 else ''}; fp32, batch {timing['batch_size']}, {timing['device']}",
     }
+
+
+def _recipes(config: DemoConfig, objectives: Sequence[str]) -> dict[str, Any]:
+    """By recipe: pictures of each kind, and the fields of the fit that it changes."""
+    return {
+        recipe: {"pictures": config.pictures_of(recipe), "fit": {k: v for k, v in changes.items() if k != "pictures"}}
+        for recipe, changes in config.recipes.items()
+        if recipe in objectives
+    }
+
+
+def _moved(fits: Sequence[Row]) -> dict[str, float]:
+    """How far the trunk's own features are from the published model's, over fits that measured it."""
+    own = [f["trunk"]["own"] for f in fits if f["trunk"]["own"]]
+    return {key: statistics.mean(values[key] for values in own) for key in (own[0] if own else ())}
 
 
 def _told(fit: Row) -> Row:
