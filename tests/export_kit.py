@@ -14,6 +14,7 @@ FAMILIES = {
     "interleave": (("dinov2", "clip"), {"fusion": "interleave", "widths": (32, 32)}),
     "sequence": (("dinov2", "clip"), {"fusion": "sequence", "widths": (32, 32), "normalise": "none"}),
     **{family: (("dinov2", "clip"), {"stitch": family, "widths": (32, 32)}) for family in sorted(STITCHES)},
+    "reads": (("clip", "dinov2_registers"), {"stitch": {"family": "mlp_skip", "reads": 2}}),
     "lora-rotary": (("dinov3", "clip"), {"stitch": "lora", "widths": (32, 32)}),
 }
 

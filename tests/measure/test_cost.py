@@ -55,7 +55,10 @@ def test_one_block_by_hand():
     assert spec.block_macs(576) == tokens * matrices + 2 * tokens * tokens * 1024
 
 
-@pytest.mark.parametrize("stitch", sorted(STITCHES))
+READS = {"family": "mlp_skip", "reads": 2}
+
+
+@pytest.mark.parametrize("stitch", [*sorted(STITCHES), READS], ids=str)
 @pytest.mark.parametrize("trunk", ["dinov2", "dinov3"])
 def test_analytic_flops_are_torchs(tree_of, trunk, stitch):
     tree = tree_of(trunk, "clip", "siglip", "dinov2_registers", splits=[1, 2, 3], widths=(32, 32), stitch=stitch)
@@ -86,7 +89,7 @@ def test_swiglu_blocks_are_counted():
     assert cost.flops == pytest.approx(counted_flops(model, torch.zeros(1, 3, 56, 56)), rel=0.01)
 
 
-@pytest.mark.parametrize("stitch", sorted(STITCHES))
+@pytest.mark.parametrize("stitch", [*sorted(STITCHES), READS], ids=str)
 def test_parameters_of_a_split_are_what_a_pruned_tree_holds(tree_of, tmp_path, stitch):
     options = {"stitch": stitch, "keep_trunk": stitch == "mlp", "feature_norm": stitch == "lora"}
     tree = tree_of("dinov2", "dinov3", splits=[1, 2, 3], widths=(32, 32), **options)

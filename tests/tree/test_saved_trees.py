@@ -14,7 +14,7 @@ from vst import VSTConfig, VSTEncoder
 from vst.tree.stitches import STITCHES
 
 
-@pytest.mark.parametrize("family", sorted(STITCHES))
+@pytest.mark.parametrize("family", [*sorted(STITCHES), {"family": "mlp", "reads": 2}], ids=str)
 def test_saved_tree_is_self_contained_and_bit_equal(tree_of, tmp_path, family):
     tree = tree_of("dinov2", "dinov2_registers", "dinov3", splits=[1, 2, 3], widths=(32, 32), stitch=family)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from vst.fit.objectives import OBJECTIVES, Compared
 from vst.fit.teacher import TRUNK_PIXELS, Teacher
 from vst.tree.encoder import VSTEncoder
 from vst.tree.ridge import ChannelSums
-from vst.tree.stitches import STITCHES, Calibration
+from vst.tree.stitches import STITCHES, Calibration, joined
 
 
 class Calibrations:
@@ -51,7 +51,8 @@ class Calibrations:
         for b in self.tree.config.branches:
             for split in b.splits:
                 y = targets[b.name][b.enter(split)]
-                self.seams[b.name, split].update(self.tree.config.trunk, b.spec, taps[b.reads(split)], y)
+                x = joined(taps, b.reads(split))
+                self.seams[b.name, split].update(self.tree.config.trunk, b.spec, x, y)
         for (name, depth), sums in self._features.items():
             sums.update(self.tree.branches[name].tail.patches(targets[name][depth]).flatten(0, 1))
 

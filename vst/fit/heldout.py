@@ -19,6 +19,7 @@ from vst.models.vfm import VFM
 from vst.results.progress import track
 from vst.results.tables import table
 from vst.tree.encoder import VSTEncoder
+from vst.tree.stitches import joined
 
 
 class UnreadableHeldout(ValueError):
@@ -100,7 +101,7 @@ def evaluate_stitches(
         for name, branch in tree.branches.items():
             target = teacher.target(name, pixels[target_pixels(name)].to(device))
             for split in branch.config.splits:
-                z = branch.stitches[str(split)](taps[branch.config.reads(split)], tree.trunk)
+                z = branch.stitches[str(split)](joined(taps, branch.config.reads(split)), tree.trunk)
                 y1 = branch.run_tail(z, split)
                 wanted = branch.tail.patches(target[branch.config.enter(split)])
                 seam[name, split].update(branch.tail.patches(z), wanted)
@@ -116,7 +117,7 @@ def evaluate_stitches(
                 branch=name,
                 split=split,
                 enter=config.enter(split),
-                family=config.stitch.family,
+                family=str(config.stitch),
                 seam=seam[name, split].result(),
                 final=final[name, split].result(),
                 distance=distance[name, split].result(),

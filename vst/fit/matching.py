@@ -12,7 +12,7 @@ from vst.fit.objectives import OBJECTIVES, Compared, units_of
 from vst.fit.teacher import Teacher
 from vst.fit.tuning import Tuning
 from vst.tree.modules import ModuleMap
-from vst.tree.stitches import Stitch
+from vst.tree.stitches import Stitch, joined
 
 OWN = "own"
 """Name of the loss that holds a tuned trunk to its own features."""
@@ -164,7 +164,8 @@ class Matcher(nn.Module):
 
     def _taps(self, pixels: Tensor) -> dict[int, Tensor]:
         (teacher,) = self._teacher
-        depths = {teacher.tree.branches[name].config.reads(split) for name, split in self.keys}
+        branches = teacher.tree.branches
+        depths = {depth for name, split in self.keys for depth in branches[name].config.reads(split)}
         depths |= {teacher.tree.config.trunk_stop} if self.own else set()
         return teacher.tree.trunk.taps(teacher.cast(pixels), depths)
 
@@ -173,7 +174,7 @@ class Matcher(nn.Module):
         branch = teacher.tree.branches[name]
         b, stitch = branch.config, self.stitches[f"{name}_{split}"]
         depths = self.compared.depths(b, b.enter(split))
-        x, at, found = stitch(taps[b.reads(split)], teacher.tree.trunk), b.enter(split), {}
+        x, at, found = stitch(joined(taps, b.reads(split)), teacher.tree.trunk), b.enter(split), {}
         for depth in sorted(depths):
             if depth > b.stop:
                 x, at = branch.tail.run(x, at, b.stop), b.stop

@@ -164,7 +164,8 @@ class Teacher:
         """The trunk's tokens at every depth that a stitch reads, of all or of those named by branch and split."""
         by_name = {b.name: b for b in self.tree.config.branches}
         chosen = [(b.name, s) for b in by_name.values() for s in b.splits] if keys is None else keys
-        return self.tree.trunk.taps(self.cast(pixels), {by_name[name].reads(split) for name, split in chosen})
+        depths = {depth for name, split in chosen for depth in by_name[name].reads(split)}
+        return self.tree.trunk.taps(self.cast(pixels), depths)
 
     @torch.no_grad()
     def target(self, name: str, pixels: Tensor, depths: Iterable[int] | None = None) -> dict[int, Tensor]:

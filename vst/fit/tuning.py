@@ -67,7 +67,7 @@ class TuneConfig:
 
     def _blocks(self, tree: VSTEncoder) -> int:
         """How many blocks of the trunk are to be tuned: those before the deepest that a stitch reads."""
-        read = [b.reads(split) for b in tree.config.branches for split in b.splits]
+        read = [b.reads(split)[-1] for b in tree.config.branches for split in b.splits]
         return max(read) if self.trunk == "lora" else 0
 
     def weights(self, tree: VSTEncoder) -> dict[str, str]:

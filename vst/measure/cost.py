@@ -60,7 +60,8 @@ def tree_cost(config: VSTConfig, split: int | Mapping[str, int] | None = None) -
     """
     checked(config, VSTConfig, "config")
     chosen, patches = config.resolve(split), config.grid**2
-    depth = max([b.reads(chosen[b.name]) for b in config.branches] + [config.trunk_stop if config.keep_trunk else 0])
+    read = [b.reads(chosen[b.name])[-1] for b in config.branches]
+    depth = max([*read, config.trunk_stop if config.keep_trunk else 0])
     trunk = config.trunk.stem_macs(patches) + depth * config.trunk.block_macs(patches)
     tree = VSTEncoder.skeleton(config)
     stitches = tails = 0
@@ -107,7 +108,7 @@ def fit_flops(config: VSTConfig, splits: Sequence[int] | None = None, *, cached:
         raise ValueError(f"Split {min(missing)} was asked for; expected some of {held}, which the tree holds.")
     patches, tree = config.grid**2, VSTEncoder.skeleton(config)
     pairs = [(b, s) for b in config.branches for s in chosen if s in b.splits]
-    macs = config.trunk.stem_macs(patches) + max(b.reads(s) for b, s in pairs) * config.trunk.block_macs(patches)
+    macs = config.trunk.stem_macs(patches) + max(b.reads(s)[-1] for b, s in pairs) * config.trunk.block_macs(patches)
     for b in () if cached else {b.name: b for b, _ in pairs}.values():
         macs += b.spec.stem_macs(patches) + b.stop * b.spec.block_macs(patches)
     for b, split in pairs:

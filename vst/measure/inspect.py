@@ -26,7 +26,7 @@ def inspect_tree(config: VSTConfig, dtype: torch.dtype) -> None:
             b.name,
             b.spec,
             f"{min(b.enters) + 1}..{b.stop}",
-            b.stitch.family,
+            str(b.stitch),
             ", ".join(f"{s}>{e}" for s, e in zip(b.splits, b.enters, strict=True)),
         )
         for b in config.branches

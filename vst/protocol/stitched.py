@@ -45,7 +45,8 @@ class Stitched:
     @property
     def reads(self) -> int:
         """Source depth that the stitch reads."""
-        return self.branch.config.reads(self.cell.depth)
+        (depth,) = self.branch.config.reads(self.cell.depth)
+        return depth
 
     def seam(self, x: Tensor) -> Tensor:
         """Source tokens ``[B, Ts, Ds]`` to what the tail is fed, ``[B, Tt, Dt]``."""

@@ -33,6 +33,6 @@ class Branch(nn.Module):
         return self.tail.run(tokens, self.config.enter(split), self.config.stop)
 
     def forward(self, x: Tensor, split: int, trunk: VFM | Lent) -> Tensor:
-        """Trunk tokens at ``config.reads(split)`` to the branch's features, patch tokens ``[B, N, D]``."""
+        """Trunk tokens at ``config.reads(split)``, joined, to the branch's features, patch tokens ``[B, N, D]``."""
         x = self.stitches[str(split)](x, trunk)
         return self.tail(x, self.config.stop, start=self.config.enter(split), features=True)

@@ -19,7 +19,7 @@ def model_card(config: VSTConfig, *, stitches_only: bool = False) -> str:
     ]
     table = ["| branch | stitch | trunk splits | enters its own depth |", "|---|---|---|---|"]
     stitches = [
-        f"| `{b.name}` | {b.stitch.family} | {', '.join(map(str, b.splits))} | {', '.join(map(str, b.enters))} |"
+        f"| `{b.name}` | {b.stitch} | {', '.join(map(str, b.splits))} | {', '.join(map(str, b.enters))} |"
         for b in config.branches
     ]
     weights = (

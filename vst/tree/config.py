@@ -89,10 +89,13 @@ class BranchConfig:
             "these, or build and fit the tree with that split."
         )
 
-    def reads(self, split: int) -> int:
-        """The trunk depth whose output the stitch reads for a split."""
-        self.enter(split)
-        return self.stitch.reads(split)
+    def reads(self, split: int) -> tuple[int, ...]:
+        """The trunk depths whose outputs the stitch reads for a split, ascending.
+
+        Raises:
+            ValueError: a split that this branch does not hold.
+        """
+        return self.stitch.reads(self.held(split))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +170,7 @@ class VSTConfig(TreeOptions):
             raise ValueError(f"Branch names must differ; got {names}.")
         for branch in self.branches:
             low, high = min(branch.splits), max(branch.splits)
-            if branch.stitch.reads(low) < 0 or low < 1 or high > self.trunk.depth:
+            if low < 1 or min(branch.stitch.reads(low)) < 0 or high > self.trunk.depth:
                 raise ValueError(
                     f"Branch {branch.name!r}: splits {list(branch.splits)} must lie in 1..{self.trunk.depth}, the "
                     f"blocks of the trunk {self.trunk.source}."

@@ -25,7 +25,7 @@ from vst.tree.options import TreeArgs
 from vst.tree.saving import OnDisk
 from vst.tree.schedule import IN_TURN, Schedule
 from vst.tree.splits import Split, as_split, several, split_label
-from vst.tree.stitches import Stitch
+from vst.tree.stitches import Stitch, joined
 
 MODES = ("fused", "walk", "taps", "from_taps")
 _OPTIONS = {f.name for f in fields(TreeArgs)} - {"trunk", "branches", "splits", "image_size"}
@@ -298,7 +298,7 @@ class VSTEncoder(OnDisk):
 
     def _depths(self, choices: Sequence[Mapping[str, int]]) -> set[int]:
         """Trunk depths that branches, and the trunk's own features, are read at."""
-        depths = {b.reads(chosen[b.name]) for chosen in choices for b in self.config.branches}
+        depths = {depth for chosen in choices for b in self.config.branches for depth in b.reads(chosen[b.name])}
         return depths | ({self.config.trunk_stop} if self.config.keep_trunk else set())
 
     def _branches(
@@ -306,16 +306,21 @@ class VSTEncoder(OnDisk):
     ) -> list[dict[str, Tensor]]:
         """Every choice's patch tokens by name, from the trunk's tokens by depth as they come, ascending."""
         config = self.config
-        leaving: dict[int, dict[tuple[str, int], None]] = {}
+        leaving: dict[int, dict[tuple[str, int], tuple[int, ...]]] = {}
         for chosen in choices:
             for b in config.branches:
-                leaving.setdefault(b.reads(chosen[b.name]), {})[b.name, chosen[b.name]] = None
+                reads = b.reads(chosen[b.name])
+                leaving.setdefault(reads[-1], {})[b.name, chosen[b.name]] = reads
+        seen: dict[int, Tensor] = {}  # what a stitch that reads several depths needs of those before its last
+        earlier = {depth for leave in leaving.values() for reads in leave.values() for depth in reads[:-1]}
         made: dict[tuple[str, int], Tensor] = {}
         for depth, x in states:
-            for name, split in leaving.get(depth, ()):
-                branch = self.branches[name]
-                with schedule.fork(name, x):
-                    made[name, split] = branch(x, split, Lent(self.trunk))
+            if depth in earlier:
+                seen[depth] = x
+            for (name, split), reads in leaving.get(depth, {}).items():
+                branch, read = self.branches[name], joined({**seen, depth: x}, reads)
+                with schedule.fork(name, read):
+                    made[name, split] = branch(read, split, Lent(self.trunk))
             if config.keep_trunk and depth == config.trunk_stop:
                 made[config.trunk_name, -1] = self.trunk.features(x)
         schedule.join(*made.values())
@@ -330,7 +335,8 @@ class VSTEncoder(OnDisk):
     def _tapped(self, splits: Sequence[Split] | None) -> list[int]:
         """Trunk depths of :meth:`taps`, ascending."""
         if splits is None:
-            return sorted({b.reads(s) for b in self.config.branches for s in b.splits} | self._depths([]))
+            held = {depth for b in self.config.branches for s in b.splits for depth in b.reads(s)}
+            return sorted(held | self._depths([]))
         return sorted(self._depths([self.config.resolve(s) for s in several(splits)]))
 
     def from_taps(self, taps: Mapping[int, Tensor], split: Split | None = None) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""Stitch layers: from a trunk's tokens at one depth to what another model's tail expects.
+"""Stitch layers: from a trunk's tokens at one depth, or at several, to what another model's tail expects.
 
 A family is one class with one ``@register`` line, in a file beside this one or in a module of yours. Every stitch maps
-the trunk's tokens ``[B, Ps + N, Ds]`` to the target's ``[B, Pt + N, Dt]`` (P prefix tokens, N patches, D width) and
-treats prefix tokens alike:
+the trunk's tokens ``[B, Ps + N, R Ds]`` to the target's ``[B, Pt + N, Dt]`` (P prefix tokens, N patches, D width, R
+depths that are read, side by side) and treats prefix tokens alike:
 
 * a class token is stitched to a class token where both models have one, by a map of its own;
 * the source's registers are dropped;
@@ -15,7 +15,7 @@ channels would otherwise rule both the error and the step sizes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -87,9 +87,18 @@ class StitchSpec:
         """Plain dict; inverse of :meth:`parse`."""
         return {"family": self.family, **self.options}
 
-    def reads(self, split: int) -> int:
-        """Trunk depth whose output the stitch reads when the tree is split at ``split``."""
-        return split - STITCHES[self.family].lookback
+    def __str__(self) -> str:
+        """The family, with its options where it has any: ``mlp_skip(reads=2)``."""
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.family}({options})" if options else self.family
+
+    def reads(self, split: int) -> tuple[int, ...]:
+        """Trunk depths whose outputs the stitch reads when the tree is split at ``split``, ascending.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        return STITCHES[self.family].depths(split, **self.options)
 
     def build(self, source: VFMSpec, target: VFMSpec, split: int) -> Stitch:
         """A new stitch with its family's plain start (before any fit)."""
@@ -106,7 +115,7 @@ class Calibration:
     images: int = 0
 
     def update(self, source: VFMSpec, target: VFMSpec, x: Tensor, y: Tensor) -> None:
-        """Add source tokens x ``[B, Ps + N, Ds]`` and target tokens y ``[B, Pt + N, Dt]`` of the same pictures."""
+        """Add source tokens x ``[B, Ps + N, R Ds]`` and target tokens y ``[B, Pt + N, Dt]`` of the same pictures."""
         self.patches.update(x[:, source.prefix :].flatten(0, 1), y[:, target.prefix :].flatten(0, 1))
         if source.cls and target.cls:
             self.cls.update(x[:, 0], y[:, 0])
@@ -114,12 +123,17 @@ class Calibration:
         self.images += len(x)
 
 
+def joined(taps: Mapping[int, Tensor], depths: Sequence[int]) -> Tensor:
+    """The trunk's tokens at one depth ``[B, T, D]``, or at several side by side, ``[B, T, len(depths) D]``."""
+    return taps[depths[0]] if len(depths) == 1 else torch.cat([taps[depth] for depth in depths], dim=-1)
+
+
 class Stitch(nn.Module):
     """Base of all families; see the module's docstring for the contract.
 
-    A family tells what it can do: its ``lookback`` (how many blocks before the split it reads the trunk), whether it
-    has a ``closed_form``, which models it :meth:`supports` (and in words what it ``needs``), and what it costs
-    (:meth:`macs`).
+    A family tells what it can do: its ``lookback`` (how many blocks before the split it reads the trunk; or, by
+    :meth:`depths`, where it reads it several times), whether it has a ``closed_form``, which models it
+    :meth:`supports` (and in words what it ``needs``), and what it costs (:meth:`macs`).
 
     Args:
         source, target: the two models.
@@ -148,12 +162,17 @@ class Stitch(nn.Module):
         self.learned = nn.Parameter(torch.zeros(1, learned, target.width)) if learned else None
 
     @classmethod
+    def depths(cls, split: int, **options: Any) -> tuple[int, ...]:
+        """Trunk depths that a stitch of these options reads, ascending; one, unless a family says otherwise."""
+        return (split - cls.lookback,)
+
+    @classmethod
     def supports(cls, source: VFMSpec, target: VFMSpec) -> bool:
         """Whether the family can bridge two models."""
         return True
 
     def forward(self, x: Tensor, trunk: VFM | Lent) -> Tensor:
-        """Trunk tokens ``[B, Ps + N, Ds]`` at depth ``split - lookback`` to ``[B, Pt + N, Dt]``, in x's dtype."""
+        """Trunk tokens ``[B, Ps + N, R Ds]`` at the :meth:`depths` to ``[B, Pt + N, Dt]``, in x's dtype."""
         cls, patches = self.transform(x, trunk.model if isinstance(trunk, Lent) else trunk)
         parts = [] if cls is None else [cls]
         if self.learned is not None:

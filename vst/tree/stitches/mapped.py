@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,30 @@ from vst.tree.stitches.standardised import Standardised
 
 
 class Mapped(Stitch):
-    """Families that map each token by itself; they have a closed form (:meth:`start_patches`)."""
+    """Families that map each token by itself; they have a closed form (:meth:`start_patches`).
+
+    Args:
+        reads: trunk depths that are read side by side, the split and others evenly spread before it (all, where there
+            are fewer). What a block of the trunk has dropped may still be had at an earlier one.
+        inner: from the width that comes in to the map.
+    """
 
     closed_form = True
 
-    def __init__(self, source: VFMSpec, target: VFMSpec, split: int, inner: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, source: VFMSpec, target: VFMSpec, split: int, reads: int, inner: Callable[[int], nn.Module]
+    ) -> None:
         super().__init__(source, target, split)
-        self.patches = Standardised(inner(), source.width, target.width)
-        self.cls = (
-            Standardised(nn.Linear(source.width, target.width), source.width, target.width) if self.maps_cls else None
-        )
+        width = source.width * len(self.depths(split, reads=reads))
+        self.patches = Standardised(inner(width), width, target.width)
+        self.cls = Standardised(nn.Linear(width, target.width), width, target.width) if self.maps_cls else None
+
+    @classmethod
+    def depths(cls, split: int, *, reads: int = 1, **options: Any) -> tuple[int, ...]:
+        if reads < 1:
+            raise ValueError(f"A {cls.family} stitch that reads {reads} depths was asked for; expected at least 1.")
+        count = max(min(reads, split), 1)
+        return tuple((split * i + count // 2) // count for i in range(1, count + 1))
 
     def transform(self, x: Tensor, trunk: VFM) -> tuple[Tensor | None, Tensor]:
         cls = None if self.cls is None else self.cls(x[:, :1])
@@ -53,17 +68,21 @@ class Mapped(Stitch):
 
     def macs(self, tokens: int) -> int:
         mapped = sum(m.weight.numel() for m in self.patches.modules() if isinstance(m, nn.Linear))
-        return tokens * mapped + (self.source.width * self.target.width if self.cls is not None else 0)
+        return tokens * mapped + (self.cls.inner.weight.numel() if self.cls is not None else 0)
 
 
 @register
 class Linear(Mapped):
-    """One affine map per token: ``W x + b``."""
+    """One affine map per token: ``W x + b``.
+
+    Args:
+        reads: trunk depths, see :class:`Mapped`.
+    """
 
     family = "linear"
 
-    def __init__(self, source: VFMSpec, target: VFMSpec, split: int) -> None:
-        super().__init__(source, target, split, lambda: nn.Linear(source.width, target.width))
+    def __init__(self, source: VFMSpec, target: VFMSpec, split: int, *, reads: int = 1) -> None:
+        super().__init__(source, target, split, reads, lambda width: nn.Linear(width, target.width))
 
     def start_patches(self, fit: RidgeFit) -> None:
         self.patches.inner.weight.copy_(fit.weight)
@@ -76,13 +95,16 @@ class MLP(Mapped):
 
     Args:
         hidden: width of the hidden layer; the default is the target's width.
+        reads: trunk depths, see :class:`Mapped`.
     """
 
     family = "mlp"
 
-    def __init__(self, source: VFMSpec, target: VFMSpec, split: int, *, hidden: int | None = None) -> None:
+    def __init__(
+        self, source: VFMSpec, target: VFMSpec, split: int, *, hidden: int | None = None, reads: int = 1
+    ) -> None:
         hidden = _hidden(hidden, target)
-        super().__init__(source, target, split, lambda: _two_layers(source.width, hidden, target.width))
+        super().__init__(source, target, split, reads, lambda width: _two_layers(width, hidden, target.width))
 
     def start_patches(self, fit: RidgeFit) -> None:
         first, _, second = self.patches.inner
@@ -107,13 +129,16 @@ class MLPSkip(Mapped):
 
     Args:
         hidden: width of the hidden layer; the default is the target's width.
+        reads: trunk depths, see :class:`Mapped`.
     """
 
     family = "mlp_skip"
 
-    def __init__(self, source: VFMSpec, target: VFMSpec, split: int, *, hidden: int | None = None) -> None:
+    def __init__(
+        self, source: VFMSpec, target: VFMSpec, split: int, *, hidden: int | None = None, reads: int = 1
+    ) -> None:
         hidden = _hidden(hidden, target)
-        super().__init__(source, target, split, lambda: _Skip(source.width, hidden, target.width))
+        super().__init__(source, target, split, reads, lambda width: _Skip(width, hidden, target.width))
 
     def start_patches(self, fit: RidgeFit) -> None:
         skip = self.patches.inner
