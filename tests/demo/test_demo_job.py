@@ -28,6 +28,7 @@ from vst.demo.tables import (
     show_results,
 )
 from vst.fit.config import FitConfig
+from vst.measure.cost import tree_cost
 from vst.measure.latency import ALL_IN_FULL
 from vst.measure.recommend import measured_rows, recommend
 from vst.results.feature_maps import pca_maps
@@ -169,10 +170,48 @@ def test_a_tuned_trunk_stands_in_the_tables_without_its_branch(tiny):
     assert behind["points"] == pytest.approx(iou(0.7) - iou(0.66))
     assert behind["low"] <= behind["points"] <= behind["high"]
     assert all(table in demo_markdown(found) for table in (markdown(heads, ahead), markdown(*fit_rows(found))))
-    assert found["recipes"] == {"tuned": {"pictures": {"scenes": 128, "singles": 128}, "fit": recipes["tuned"]}}
+    told = {"pictures": {"scenes": 128, "singles": 128}, "stitch": "mlp_skip", "fit": recipes["tuned"]}
+    assert found["recipes"] == {"tuned": told}
     assert all("counts" not in json.dumps(f) for f in found["fits"])
     fit = config.fit_of("tuned", 3)
     assert (fit.match, fit.tune.trunk, fit.seed, fit.objective) == ("mix", "lora", 3, "ffm")
+
+
+def test_a_recipe_with_stitches_of_its_own_is_told_by_its_own_flops(tiny, tmp_path):
+    two = {"family": "mlp_skip", "reads": 2}
+    tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
+    recipes = {"two": {"stitch": two}}
+    config = DemoConfig(
+        splits=[2, 6], seeds=[0, 1], probe_test=PICTURES, recipes=recipes, objectives=["two", "ridge", "ffm"]
+    )
+    made, control = rows(), "clip alone and its depths 3, 6"
+    for r in made[-1]["rows"]:
+        r["gflops"] = 10 * r["flops_ratio"]
+    for r in [r for r in made if r.get("objective") == "ffm"]:
+        made.append({**r, "objective": "two", "gflops": {"2": 9.8, "6": 9.0}})
+    for r in made:
+        if r.get("objective", 0) is None:
+            r["towers"][control] = tower(0.7)
+    found = json.loads(json.dumps(demo_results(made, config, tree, "ffm")))
+    towers = {r["name"]: r for r in found["towers"]}
+    assert towers["VST-6, two"]["flops_ratio"] == pytest.approx(0.9)
+    assert towers["VST-6, two"]["extra_flops"] == pytest.approx(0.5)
+    assert towers["VST-6"]["extra_flops"] == pytest.approx(0.4)
+    assert "median_ms" not in towers["VST-6, two"]
+    assert towers[control]["extra_flops"] == 0
+    assert towers[control]["share"][SCENES]["share"] == pytest.approx(
+        (iou(0.7) - iou(0.6)) / (iou(0.8) - iou(0.6)), abs=1e-6
+    )
+    assert found["recipes"]["two"] == {"pictures": config.kinds, "stitch": "mlp_skip(reads=2)", "fit": {}}
+    share_plot(found, tmp_path / "curve.svg")
+    show_results(found)
+    write_json(tmp_path / "results.json", {"results": found})
+    assert {r["name"] for r in measured_rows(tmp_path)} == {*RIGHT, "VST-2", "VST-6"}
+    timing = next(r for r in made if "rows" in r)  # shown itself, it has the times of its own tree
+    own = {**timing, "stitch": "mlp_skip(reads=2)", "rows": [{**r, "median_ms": 7} for r in timing["rows"]]}
+    shown = {r["name"]: r for r in demo_results([*made, own], config, tree, "two")["towers"]}
+    assert (shown["VST-6"]["median_ms"], shown["VST-6"]["flops_ratio"]) == (7, pytest.approx(0.88))
+    assert shown["VST-6, ffm"]["median_ms"] == pytest.approx(88)
 
 
 def test_scores_keep_to_their_seeds(tiny):
@@ -269,6 +308,7 @@ def test_small_numbers_are_packed():
         ({"recipes": {"models": {}}}, "nor 'models'"),
         ({"recipes": {"a": {"epochs": 0}}}, "epochs is 0"),
         ({"objectives": ["lfm"], "fit": FitConfig(hints=2)}, "hints needs an objective"),
+        ({"recipes": {"a": {"stitch": "conv"}}}, "Unknown stitch family 'conv'"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -420,6 +460,33 @@ class TestRun:
         assert "What pictures are worth" in page
         assert "each doubling" in page
         assert np.asarray(Image.open(tmp_path / "run" / "pictures.png")).std() > 5
+
+    @pytest.mark.assets
+    def test_a_recipe_may_read_several_depths(self, small, tmp_path):
+        from vst.demo import job
+
+        recipes = {"two": {"stitch": {"family": "mlp_skip", "reads": 2}}}
+        config = replace(small, splits=[2, 3], recipes=recipes, objectives=["ridge", "two"])
+        found = run_demo(tmp_path / "run", config)
+        towers = {r["name"]: r for r in found["towers"]}
+        tree = VSTEncoder.from_pretrained(tmp_path / "run" / "tree")
+        assert str(tree.config.branches[0].stitch) == "mlp_skip(reads=2)"
+        assert towers["VST-3"]["gflops"] == pytest.approx(tree_cost(tree.config, 3).flops / 1e9)
+        assert towers["VST-3"]["gflops"] > towers["VST-3, ridge"]["gflops"]
+        division, control = job._Job(None, config, job.assets.prepare()).division(0), "clip alone and its depths 2, 3"
+        with torch.no_grad():
+            parts = {}
+            for part in ("train", "test"):
+                images = getattr(division.tasks[SCENES], part)
+                pixels = torch.stack([tree.transform()(picture) for picture in images])
+                x = tree.trunk.taps(pixels, [2, 3])
+                own = tree.trunk.features(x[tree.config.trunk_stop])
+                parts[SCENES, part] = [own, *(tree.trunk.patches(x[d]) for d in (2, 3))]
+                if part == "test":
+                    tokens = tree.branch_tokens(pixels, 3)
+        scored = job._Job(None, config, None)._scored({SCENES: division.tasks[SCENES]}, parts)[SCENES]["score"]
+        assert towers[control]["tasks"][SCENES]["0"] == pytest.approx(scored, abs=0.01)
+        assert tokens["dinov2"].shape[1] == config.grid**2
 
     @pytest.mark.assets
     def test_overwriting_keeps_nothing_of_the_old_run(self, small, tmp_path, monkeypatch):

@@ -264,7 +264,7 @@ def test_a_new_family_is_one_class():
         (lambda: StitchSpec("lora").build(spec(16), spec(12), 1), "width 16.*width 12.*use linear"),
         (lambda: StitchSpec("mlp", {"hidden": 0}).build(spec(), spec(), 1), "0 hidden units"),
         (lambda: StitchSpec("linear", {"reads": 0}).reads(3), "A linear stitch that reads 0 depths was asked for"),
-        (lambda: StitchSpec("linear", {"reads": 2.0}), "linear stitch: reads"),
+        (lambda: StitchSpec("linear", {"reads": "two"}), "linear stitch: reads"),
         (lambda: StitchSpec("lora", {"reads": 2}), "no option .*reads"),
         (lambda: StitchSpec("lora", {"rank": 0}).build(spec(), spec(), 1), "rank 0"),
     ],

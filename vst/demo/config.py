@@ -16,6 +16,9 @@ from vst.tree.stitches import StitchSpec
 MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
 """The demo's two encoders, as they are called in tables and pictures."""
 
+OWN = ("pictures", "stitch")
+"""What a recipe says beside fields of the fit."""
+
 
 def partner(trunk: str) -> str:
     """The branch beside a trunk.
@@ -50,7 +53,8 @@ class DemoConfig:
         fit: how stitches are fitted; objective and seed come from above.
         recipes: by a name of yours, the fields of fit that are otherwise, ``{tuned: {tune: {trunk: lora}}}``; trees of
             a recipe stand in the tables beside the others, and its tuned trunk without a branch. ``pictures`` among
-            them says how many of each kind the recipe sees, ``{pictures: {scenes: 300}}``; all without it.
+            them says how many of each kind the recipe sees, ``{pictures: {scenes: 300}}``; all without it. ``stitch``
+            is the family of its own, or a mapping with options, ``{stitch: {family: mlp_skip, reads: 2}}``.
         batch_size, repeats: of the latency measurement.
     """
 
@@ -86,6 +90,7 @@ class DemoConfig:
             self._check_pictures(recipe, changes.get("pictures", {}))
         for objective in {*self.objectives, *self.recipes}:
             self.fit_of(objective, 0)
+            self.stitch_of(objective)
         for part in ("splits", "seeds"):
             values = getattr(self, part)
             if not values or _repeated(values):
@@ -114,6 +119,10 @@ class DemoConfig:
         """Training pictures for the stitches by kind: ``scenes`` and ``singles``."""
         return {"scenes": self.pictures - self.pictures // 2, "singles": self.pictures // 2}
 
+    def stitch_of(self, recipe: str | None) -> StitchSpec:
+        """The stitches of one of ``objectives``."""
+        return StitchSpec.parse(self.recipes.get(recipe or "", {}).get("stitch", self.stitch))
+
     def pictures_of(self, recipe: str) -> dict[str, int]:
         """Pictures by kind that one of ``objectives`` is fitted to: the first so many of those drawn."""
         given = self.recipes.get(recipe, {}).get("pictures")
@@ -127,7 +136,7 @@ class DemoConfig:
         """
         changes: dict[str, Any] = {"seed": seed}
         if recipe in self.recipes:
-            changes |= {k: v for k, v in self.recipes[recipe].items() if k != "pictures"}
+            changes |= {k: v for k, v in self.recipes[recipe].items() if k not in OWN}
             return FitConfig.of(self.fit, changes)
         objective = OBJECTIVES[recipe]
         match = self.fit.match if self.fit.match in objective.units else "channel"

@@ -28,6 +28,7 @@ from vst.demo.pictures import pictures_plot, series_of
 from vst.demo.results import demo_results, pack
 from vst.demo.tables import scores_line, show_results
 from vst.fit.loop import fit_stitches
+from vst.measure.cost import tree_cost
 from vst.measure.latency import ALL_IN_FULL, measure_tree
 from vst.models.checkpoints import describe
 from vst.results.drawing import NotDrawn, drawing
@@ -77,7 +78,7 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
             job.fitted(seed, objective)
             early = (seed, objective) == (first, config.objectives[0]) and objective != shown
             if early and not run.has(f"seed{seed}-{shown}"):
-                job.latency()
+                job.latency(objective)
                 show_results(results := job.results(objective, seeds=[first]))
                 try:
                     job.draw(results)
@@ -85,7 +86,7 @@ def run_demo(folder: str | Path, config: DemoConfig, *, resume: bool = True, ove
                     warnings.warn(str(error), stacklevel=2)
                 print(f"First results, by {objective} alone: {run.path('index.html')}. The fit of {shown} follows.")
         job.forget()
-    job.latency()
+    job.latency(shown)
     results = job.results(shown, seeds=config.seeds)
     run.path("index.html").unlink(missing_ok=True)  # of the first results
     run.finish(results)
@@ -113,15 +114,15 @@ class _Job:
         self._division: dict[int, Division] = {}
         self._encoded: dict[int, dict[tuple[str, str], dict[str, Any]]] = {}
 
-    def tree(self, seed: int) -> VSTEncoder:
-        """The tree with new stitches."""
+    def tree(self, seed: int, objective: str | None = None) -> VSTEncoder:
+        """The tree with new stitches, of the family that one of the config's objectives has."""
         trunk, branch = self.assets.source(self.config.trunk), self.config.branch
         return VSTEncoder.from_vfms(
             trunk=trunk,
             branches={branch: self.assets.source(branch)},
             splits=self.config.splits,
             image_size=self.config.grid * describe(trunk).patch,
-            stitch=self.config.stitch,
+            stitch=self.config.stitch_of(objective),
             seed=seed,
         )
 
@@ -145,22 +146,27 @@ class _Job:
             tree = self.tree(seed).to(self.device)
             branch = self.config.branch
             target = FullEncoders.load(tree.config, [branch]).to(self.device)
-            self._encoded[seed] = self._encode_all(tree, target, seed, f"seed {seed}")
+            depths = {depth for o in self.config.objectives for depth in self.depths(o)}
+            self._encoded[seed] = self._encode_all(tree, target, seed, f"seed {seed}", depths)
         return self._encoded[seed]
 
+    def depths(self, objective: str | None) -> set[int]:
+        """The trunk's depths that stitches of an objective read."""
+        return {depth for split in self.config.splits for depth in self.config.stitch_of(objective).reads(split)}
+
     def _encode_all(
-        self, tree: VSTEncoder, target: FullEncoders | None, seed: int, title: str
+        self, tree: VSTEncoder, target: FullEncoders | None, seed: int, title: str, depths: set[int]
     ) -> dict[tuple[str, str], dict[str, Any]]:
-        """By task and part, a tree's tokens, and a target's where one is given."""
+        """By task and part, a tree's tokens at the trunk's depths, and a target's where one is given."""
         return {
-            (name, part): self._encode(tree, target, getattr(task, part), f"{title}: {name}, {part}")
+            (name, part): self._encode(tree, target, getattr(task, part), f"{title}: {name}, {part}", depths)
             for name, task in self.division(seed).tasks.items()
             for part in ("train", "test")
         }
 
     @torch.no_grad()
     def _encode(
-        self, tree: VSTEncoder, target: FullEncoders | None, images: list[Image.Image], title: str
+        self, tree: VSTEncoder, target: FullEncoders | None, images: list[Image.Image], title: str, depths: set[int]
     ) -> dict[str, Any]:
         trunk, branch = tree.config.trunk_name, self.config.branch
         taps: dict[int, list[Tensor]] = {}
@@ -168,7 +174,7 @@ class _Job:
         transforms = {trunk: tree.transform(), **({} if target is None else target.transforms())}
         for pixels in _batches(images, transforms, title):
             there = {name: p.to(self.device) for name, p in pixels.items()}
-            tokens = tree.taps(there[trunk])
+            tokens = tree.trunk.taps(there[trunk], {*depths, tree.config.trunk_stop})
             for depth, x in tokens.items():
                 taps.setdefault(depth, []).append(x.cpu())
             own[trunk].append(tree.trunk.features(tokens[tree.config.trunk_stop]).cpu())
@@ -188,18 +194,36 @@ class _Job:
         trunk, branch = self.config.trunk, self.config.branch
         names = {f"{trunk} alone": [trunk], f"{branch} alone": [branch], ALL_IN_FULL: [trunk, branch]}
         towers: dict[str, Any] = {}
-        for tower in track(names, f"seed {seed}: probes of the models", len(names)):
-            parts = {at: [e["own"][n] for n in names[tower]] for at, e in encoded.items()}
-            towers[tower] = self._scored(tasks, parts)
+        controls = self.controls()
+        for tower in track([*names, *controls], f"seed {seed}: probes of the models", len(names) + len(controls)):
+            own = {at: [e["own"][n] for n in names.get(tower, [trunk])] for at, e in encoded.items()}
+            taken = {
+                at: [e["taps"][d][:, -(self.config.grid**2) :] for d in controls.get(tower, ())]
+                for at, e in encoded.items()
+            }
+            towers[tower] = self._scored(tasks, {at: [*own[at], *taken[at]] for at in encoded})
         self.run.add({"seed": seed, "objective": None, "towers": towers, "majority": _majority(tasks)}, key)
         print(scores_line(f"seed {seed}", towers))
+
+    def controls(self) -> dict[str, tuple[int, ...]]:
+        """The trunk alone with its own tokens at the depths that stitches of several read, by a tower's name.
+
+        A tree whose stitch reads earlier depths gives the consumer some of what these hold, branch or not.
+        """
+        deepest = max(self.config.splits)
+        read = {self.config.stitch_of(o).reads(deepest) for o in self.config.objectives}
+        return {
+            f"{self.config.trunk} alone and its depths {', '.join(map(str, depths))}": depths
+            for depths in sorted(read)
+            if len(depths) > 1
+        }
 
     def fitted(self, seed: int, objective: str) -> None:
         """Fit all splits to one objective, then probe the tree at each."""
         key = f"seed{seed}-{objective}"
         if self.run.has(key):
             return
-        config, division, tree = self.config, self.division(seed), self.tree(seed)
+        config, division, tree = self.config, self.division(seed), self.tree(seed, objective)
         folder = self.run.path("fits") / key
         result = fit_stitches(
             tree,
@@ -212,7 +236,7 @@ class _Job:
         tree.to(self.device)
         title = f"seed {seed}, {objective}"
         tuned = tree.config.tuned is not None and tree.config.tuned.trunk_blocks > 0
-        encoded = self._encode_all(tree, None, seed, title) if tuned else self.encoded(seed)
+        encoded = self._encode_all(tree, None, seed, title, self.depths(objective)) if tuned else self.encoded(seed)
         towers, splits = {}, tree.splits
         for split in track(splits, f"{title}: tails and probes", len(splits)):
             parts = {at: self._stitched(tree, e["taps"], split) for at, e in encoded.items()}
@@ -228,6 +252,7 @@ class _Job:
             "seconds": result.seconds,
         }
         row |= {"steps": result.steps, "pictures": result.pictures}
+        row["gflops"] = {str(split): tree_cost(tree.config, split).flops / 1e9 for split in splits}
         if tuned:  # what it keeps without any branch, at the cost of the trunk alone
             own = {at: [e["own"][tree.config.trunk_name]] for at, e in encoded.items()}
             row["trunk"] = {"tower": self._scored(division.tasks, own), "own": result.to_dict().get("own")}
@@ -265,13 +290,15 @@ class _Job:
                 out[name]["masks"] = pack(given[:SHOWN].numpy(), "uint8")
         return out
 
-    def latency(self) -> None:
-        """Time the tree at every split beside each model alone and both in full."""
-        if not self.run.has("latency"):
+    def latency(self, objective: str) -> None:
+        """Time the tree of an objective at every split beside each model alone and both in full."""
+        stitch = str(self.config.stitch_of(objective))
+        key = "latency" if stitch == self.config.stitch else f"latency-{objective}"
+        if not self.run.has(key):
             tree = VSTEncoder.from_pretrained(self.run.path("tree"))
             options = {"batch_size": self.config.batch_size, "repeats": self.config.repeats}
             rows = measure_tree(tree, device=self.device, **options)  # type: ignore[arg-type]
-            self.run.add({"rows": rows, "device": self.device.type, **options}, "latency")
+            self.run.add({"rows": rows, "device": self.device.type, "stitch": stitch, **options}, key)
 
     def results(self, shown: str, seeds: Sequence[int]) -> dict[str, Any]:
         """Results of what is there."""

@@ -77,7 +77,7 @@ def series_of(results: Row) -> list[Series]:
     for recipe, told in results.get("recipes", {}).items():
         seen = [kind for kind, count in told["pictures"].items() if count]
         others = {k: v for k, v in told["fit"].items() if k != "epochs"}
-        key = (seen[0] if len(seen) == 1 else "both", json.dumps(others, sort_keys=True))
+        key = (seen[0] if len(seen) == 1 else "both", json.dumps([told.get("stitch"), others], sort_keys=True))
         groups.setdefault(key, {})[sum(told["pictures"].values())] = recipe
     out = []
     for (kind, _), recipes in groups.items():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vst.data.probes import score_of_counts
-from vst.demo.config import MODELS, DemoConfig
+from vst.demo.config import MODELS, OWN, DemoConfig
 from vst.demo.division import SCENES, SUBCATEGORIES
 from vst.measure.cost import extra_blocks
 from vst.measure.latency import ALL_IN_FULL
@@ -51,7 +51,8 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
     """
     seeds = [s for s in config.seeds if any(r.get("seed") == s for r in rows)]
     scored = [r for s in seeds for r in rows if r.get("seed") == s]
-    timing = next(r for r in rows if "rows" in r)
+    timings = {r.get("stitch", config.stitch): r for r in rows if "rows" in r}
+    timing = timings[str(config.stitch_of(shown))]
     objectives = [o for o in config.objectives if any(r["objective"] == o for r in scored)]
     fits = [r for r in scored if r["objective"] is not None]
     models = [r for r in scored if r["objective"] is None]
@@ -67,7 +68,9 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
     towers = []
     # A tuned trunk without any branch costs what the trunk does.
     alone = {**costs[trunk], "name": tuned, "kind": "tuned"}
-    for cost in [*timing["rows"], alone]:
+    controls = [name for name in models[0]["towers"] if name not in costs]
+    as_the_trunk = [alone, *({**costs[trunk], "name": name, "kind": "control"} for name in controls)]
+    for cost in [*timing["rows"], *as_the_trunk]:
         recipes = [
             o for o in [shown, *(o for o in objectives if o != shown)] if _name(cost["name"], o, shown) in by_tower
         ]
@@ -75,19 +78,21 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
             own = by_tower[name := _name(cost["name"], objective, shown)]
             scores = {t: dict(zip(map(str, seeds), (x[t]["score"] for x in own), strict=True)) for t in KINDS}
             means = [statistics.mean(values) for values in zip(*(s.values() for s in scores.values()), strict=True)]
-            tower = {**cost, "name": name, "objective": objective, "tasks": scores}
+            made, at = [f for f in fits if f["objective"] == objective], dict(cost)
+            if cost["kind"] == "split":
+                at = _costs(cost, str(config.stitch_of(objective)), timings, made)
+            tower = {**at, "name": name, "objective": objective, "tasks": scores}
             tower |= {"accuracy": statistics.mean(means), "accuracy_spread": _spread(means)}
             tower["share"] = {t: _share(own, by_tower[better[t]], by_tower[ALL_IN_FULL], t) for t in KINDS}
             tower["detail"] = _detail([unpack(x[SCENES]["counts"]) for x in own])
-            tower |= _over_trunk(cost, costs[trunk])
+            tower |= _over_trunk(at, costs[trunk])
             if cost["kind"] == "tuned":
-                tower["own"] = _moved([f for f in fits if f["objective"] == objective])
+                tower["own"] = _moved(made)
                 tower["over_untuned"] = {t: _ahead(own, by_tower[trunk], t) for t in KINDS}
             elif objective is not None:
                 tower["extra_blocks"] = extra_blocks(tree, cost["split"])
-                reports = [x for f in fits if f["objective"] == objective for x in f["reports"]]
-                at = [x for x in reports if x["split"] == cost["split"]]
-                tower["final_error"] = statistics.mean(x["final"]["error"] for x in at)
+                reports = [x for f in made for x in f["reports"] if x["split"] == cost["split"]]
+                tower["final_error"] = statistics.mean(x["final"]["error"] for x in reports)
                 if config.recipes and objective != shown:
                     tower["behind"] = {t: _ahead(by_tower[cost["name"]], own, t) for t in KINDS}
             towers.append(tower)
@@ -109,10 +114,28 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
     }
 
 
+def _costs(cost: Row, stitch: str, timings: Mapping[str, Row], fits: Sequence[Row]) -> dict[str, Any]:
+    """What a tree of some stitches costs at a split: as it was measured, or in FLOPs alone where it was not.
+
+    Args:
+        cost: of the tree that is shown, at that split. stitch: of the other one, whose fits are given.
+        timings: by stitch. fits: of the other one.
+    """
+    if stitch in timings:
+        return next(dict(r) for r in timings[stitch]["rows"] if r["name"] == cost["name"])
+    gflops = fits[0]["gflops"][str(cost["split"])]
+    ratio = gflops * cost["flops_ratio"] / cost["gflops"]
+    return {"name": cost["name"], "kind": "split", "split": cost["split"], "gflops": gflops, "flops_ratio": ratio}
+
+
 def _recipes(config: DemoConfig, objectives: Sequence[str]) -> dict[str, Any]:
-    """By recipe: pictures of each kind, and the fields of the fit that it changes."""
+    """By recipe: pictures of each kind, its stitches, and the fields of the fit that it changes."""
     return {
-        recipe: {"pictures": config.pictures_of(recipe), "fit": {k: v for k, v in changes.items() if k != "pictures"}}
+        recipe: {
+            "pictures": config.pictures_of(recipe),
+            "stitch": str(config.stitch_of(recipe)),
+            "fit": {k: v for k, v in changes.items() if k not in OWN},
+        }
         for recipe, changes in config.recipes.items()
         if recipe in objectives
     }

@@ -58,7 +58,8 @@ def measured_rows(
         folder: of a run whose ``results.json`` has ``towers``: rows of ``name``, ``kind`` (full, single, split),
             ``split``, ``accuracy`` (0..1), ``accuracy_spread`` (standard deviation over seeds or None), ``median_ms``
             and ``ratio`` (time over that of all models in full). Trees of another ``objective`` than the one that the
-            run kept are left out. Or of a run of ``vst latency``, whose results are such rows without scores.
+            run kept, and controls, are left out. Or of a run of ``vst latency``, whose results are such rows without
+            scores.
         task: one of the run's tasks, whose scores then count; default: the mean over tasks.
         batch_size, dtype: which rows of a run of ``vst latency`` that measured several.
 
@@ -78,13 +79,14 @@ def measured_rows(
         towers = results if timed else checked(results, dict[str, Any], "results")["towers"]
         wanted = ("name", "kind", "median_ms", "ratio", *(() if timed else ("accuracy",)))
         rows, lacking = [], []
+        kept = None if timed else results.get("objective")
         for row in checked(towers, list[dict[str, Any]], "results" if timed else "towers"):
+            if row.get("objective") not in (None, kept) or row.get("kind") == "control":
+                continue
             missing = [key for key in wanted if row.get(key) is None]
             rows += [] if missing else [row]
             lacking += [f"{shown(row.get('name'))} has no {', '.join(missing)}"] if missing else []
         rows = timed_rows(rows, "rows of towers")
-        kept = None if timed else results.get("objective")
-        rows = [row for row in rows if row.get("objective") in (None, kept)]
         if not any(row["kind"] == "split" for row in rows):
             raise ValueError("it has no splits that were both scored and timed")
         if lacking:
