@@ -309,6 +309,7 @@ def test_small_numbers_are_packed():
         ({"recipes": {"a": {"epochs": 0}}}, "epochs is 0"),
         ({"objectives": ["lfm"], "fit": FitConfig(hints=2)}, "hints needs an objective"),
         ({"recipes": {"a": {"stitch": "conv"}}}, "Unknown stitch family 'conv'"),
+        ({"stitch": {"family": "linear", "rank": 3}}, "has no option .*rank"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -467,6 +468,7 @@ class TestRun:
 
         recipes = {"two": {"stitch": {"family": "mlp_skip", "reads": 2}}}
         config = replace(small, splits=[2, 3], recipes=recipes, objectives=["ridge", "two"])
+        assert replace(config, stitch={"family": "mlp_skip", "reads": 2}).stitch_of("ridge") == config.stitch_of("two")
         found = run_demo(tmp_path / "run", config)
         towers = {r["name"]: r for r in found["towers"]}
         tree = VSTEncoder.from_pretrained(tmp_path / "run" / "tree")

@@ -43,7 +43,7 @@ class DemoConfig:
         trunk: clip or dinov2: the model that sees the pixels; the other one is the branch.
         splits: trunk depths, of 12.
         grid: patches a side of every model.
-        stitch: family.
+        stitch: family, or ``{family: ..., option: ...}``.
         objectives: what stitches are fitted to, by the name of an objective or of one of ``recipes``; the last one's
             tree is kept and shown first.
         seeds: of the division into training and test emoji, of the scenes, and of the fit.
@@ -61,7 +61,7 @@ class DemoConfig:
     trunk: str = "clip"
     splits: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10])
     grid: int = 8
-    stitch: str = "mlp_skip"
+    stitch: str | dict[str, Any] = "mlp_skip"
     objectives: list[str] = field(default_factory=lambda: ["ridge", "ffm"])
     seeds: list[int] = field(default_factory=lambda: [0])
     pictures: int = 256
@@ -95,7 +95,7 @@ class DemoConfig:
             values = getattr(self, part)
             if not values or _repeated(values):
                 raise ValueError(f"{part} are {values}; expected one or more, each once.")
-        StitchSpec(self.stitch)
+        self.stitch_of(None)
         # A probe needs several classes to learn from, of 20.
         for part, least in (("pictures", 10), ("probe_train", 40), ("probe_test", 8), ("heldout", 2), ("repeats", 1)):
             if getattr(self, part) < least:
@@ -120,7 +120,7 @@ class DemoConfig:
         return {"scenes": self.pictures - self.pictures // 2, "singles": self.pictures // 2}
 
     def stitch_of(self, recipe: str | None) -> StitchSpec:
-        """The stitches of one of ``objectives``."""
+        """The stitches of one of ``objectives``; of None, those of all that have none of their own."""
         return StitchSpec.parse(self.recipes.get(recipe or "", {}).get("stitch", self.stitch))
 
     def pictures_of(self, recipe: str) -> dict[str, int]:

@@ -293,7 +293,7 @@ class _Job:
     def latency(self, objective: str) -> None:
         """Time the tree of an objective at every split beside each model alone and both in full."""
         stitch = str(self.config.stitch_of(objective))
-        key = "latency" if stitch == self.config.stitch else f"latency-{objective}"
+        key = "latency" if stitch == str(self.config.stitch_of(None)) else f"latency-{objective}"
         if not self.run.has(key):
             tree = VSTEncoder.from_pretrained(self.run.path("tree"))
             options = {"batch_size": self.config.batch_size, "repeats": self.config.repeats}

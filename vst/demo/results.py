@@ -51,7 +51,8 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
     """
     seeds = [s for s in config.seeds if any(r.get("seed") == s for r in rows)]
     scored = [r for s in seeds for r in rows if r.get("seed") == s]
-    timings = {r.get("stitch", config.stitch): r for r in rows if "rows" in r}
+    plain = str(config.stitch_of(None))
+    timings = {r.get("stitch", plain): r for r in rows if "rows" in r}
     timing = timings[str(config.stitch_of(shown))]
     objectives = [o for o in config.objectives if any(r["objective"] == o for r in scored)]
     fits = [r for r in scored if r["objective"] is not None]
@@ -109,7 +110,7 @@ def demo_results(rows: Sequence[Row], config: DemoConfig, tree: VSTConfig, shown
         **({"recipes": _recipes(config, objectives)} if config.recipes else {}),
         "batch_size": timing["batch_size"],
         "caption": f"{MODELS[config.trunk]} trunk, {MODELS[config.branch]} branch, {tree.grid} x {tree.grid} grid, "
-        f"{config.stitch} stitch; {config.probe_test} held-out pictures a task, {len(seeds)} "
+        f"{config.stitch_of(shown)} stitch; {config.probe_test} held-out pictures a task, {len(seeds)} "
         f"seed{'s' if len(seeds) > 1 else ''}; fp32, batch {timing['batch_size']}, {timing['device']}",
     }
 
