@@ -12,7 +12,7 @@ from llava_integration.evaluate.sweep import sweep_rows
 from vst import VSTEncoder
 from vst.demo.config import DemoConfig
 from vst.demo.results import demo_results
-from vst.demo.tables import demo_markdown, score_rows
+from vst.demo.tables import ahead_rows, demo_markdown, error_rows, fit_rows, score_rows
 from vst.fit.config import FitConfig
 from vst.measure.tables import timings_markdown
 from vst.protocol.findings import findings
@@ -63,7 +63,14 @@ def test_tables_of_the_demo_are_those_of_its_results(name):
     assert (markdown(heads, fitted) in README) == (name == "demo")
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-dinov2"])
+@pytest.mark.parametrize("name", ["recipes", "recipes-parts"])
+def test_tables_of_recipes_are_those_of_their_results(name):
+    results = read_json(RESULTS / name / "results.json")["results"]
+    for rows in (score_rows, error_rows, ahead_rows, fit_rows):
+        assert markdown(*rows(results)) in PAGES["docs/recipe.md"]
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-dinov2", "recipes", "recipes-parts"])
 def test_results_of_the_demo_are_those_of_its_rows(name, tiny):
     folder = RESULTS / name
     stored = read_json(folder / "results.json")

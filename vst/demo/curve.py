@@ -17,13 +17,16 @@ Row = Mapping[str, Any]
 PAPER = {"VST-22": (4.3, 45), "VST-14": (39, 84)}
 """Extra cost and share of the gain, in %, of CLIP-L and DINOv2-L under LLaVA-1.5 (Mai et al., CVPR 2026): ViT-L models
 of 24 blocks, cost counted in blocks."""
-_COLOURS = ("#2457a6", "#8a94a0", "#2f7d4f", "#7a4fa3", "#c22f5f", "#00838f", "#c98a00", "#4a4a4a")
+_COLOURS = ("#2457a6", "#8a94a0", "#2f7d4f", "#7a4fa3", "#c22f5f", "#00838f", "#c98a00", "#4a4a4a", "#8d5a3b",
+            "#6fa8dc", "#9ccc65", "#e573b7")  # fmt: skip
+_MANY = 4  # recipes: with more of them the legend goes below the plot, and the one shown alone has its bars
 
 
 def share_plot(results: Row, path: str | Path) -> None:
     """A panel a task: the share of the gain, or the score where the gain cannot be told from zero.
 
-    Bars are 95 % intervals of the bootstrap over pictures; of scores, deviations over seeds.
+    Bars are 95 % intervals of the bootstrap over pictures; of scores, deviations over seeds. Among many recipes the one
+    shown alone has them.
 
     Args:
         results: of the demo.
@@ -34,7 +37,8 @@ def share_plot(results: Row, path: str | Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(TITLES), figsize=(5.6 * len(TITLES), 4.9), dpi=140)
+    many = len(_splits(results)) > _MANY
+    figure, panels = plt.subplots(1, len(TITLES), figsize=(5.6 * len(TITLES), 6.3 if many else 4.9), dpi=140)
     for axes, (task, title) in zip(panels, TITLES.items(), strict=True):
         full = next(r for r in results["towers"] if r["name"] == ALL_IN_FULL)["share"][task]
         if full["share"] is None:
@@ -48,7 +52,8 @@ def share_plot(results: Row, path: str | Path) -> None:
         )
         axes.margins(x=0.05, y=0.14)
         axes.grid(alpha=0.25)
-        axes.legend(loc="lower right", frameon=False, fontsize=8)
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncol": 3}
+        axes.legend(frameon=False, fontsize=8, **(below if many else {"loc": "lower right"}))
     figure.suptitle(
         f"{MODELS[results['trunk']]} as trunk, {MODELS[results['branch']]} as branch, by split depth", fontsize=11
     )
@@ -78,7 +83,7 @@ def _shares(axes: Any, results: Row, task: str) -> None:
         shares = [r["share"][task] for r in rows]
         y = [100 * s["share"] for s in shares]
         down, up = ([100 * abs(s["share"] - s[end]) for s in shares] for end in ("low", "high"))
-        _line(axes, rows, y, (down, up), i, objective)
+        _line(axes, rows, y, None if i and len(_splits(results)) > _MANY else (down, up), i, objective)
     trunk, better = f"{results['trunk']} alone", results["better"][task]
     for r in results["towers"]:
         if r["name"] in (trunk, better, ALL_IN_FULL):
@@ -103,7 +108,7 @@ def _scores(axes: Any, results: Row, task: str) -> None:
         values = [list(r["tasks"][task].values()) for r in rows]
         y = [100 * statistics.mean(v) for v in values]
         deviation = [100 * statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-        _line(axes, rows, y, (deviation, deviation), i, objective)
+        _line(axes, rows, y, None if i and len(_splits(results)) > _MANY else (deviation, deviation), i, objective)
     styles = {ALL_IN_FULL: "-", f"{results['trunk']} alone": "--", f"{results['branch']} alone": ":"}
     for r in results["towers"]:
         if r["name"] in styles:
@@ -114,7 +119,7 @@ def _scores(axes: Any, results: Row, task: str) -> None:
 
 
 def _line(
-    axes: Any, rows: Sequence[Row], y: list[float], bars: tuple[list[float], list[float]], i: int, objective: str
+    axes: Any, rows: Sequence[Row], y: list[float], bars: tuple[list[float], list[float]] | None, i: int, objective: str
 ) -> None:
     """One objective's towers; the first one's, which is the one shown, filled and with its depths written."""
     x, colour = [100 * r["extra_flops"] for r in rows], _COLOURS[i % len(_COLOURS)]
