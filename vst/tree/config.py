@@ -170,7 +170,7 @@ class VSTConfig(TreeOptions):
             raise ValueError(f"Branch names must differ; got {names}.")
         for branch in self.branches:
             low, high = min(branch.splits), max(branch.splits)
-            if low < 1 or min(branch.stitch.reads(low)) < 0 or high > self.trunk.depth:
+            if low < 1 or high > self.trunk.depth or min(branch.stitch.reads(low)) < 0:
                 raise ValueError(
                     f"Branch {branch.name!r}: splits {list(branch.splits)} must lie in 1..{self.trunk.depth}, the "
                     f"blocks of the trunk {self.trunk.source}."
