@@ -338,7 +338,7 @@ def test_a_lora_stitch_adapts_the_tuned_block(tree_of, pictures):
     """Its block is the trunk's own as it is tuned: the same tokens while weights are computed and once plain."""
     tree = tree_of("dinov2", "clip", splits=[2, 3], widths=(32, 32), stitch="lora")
     tuning, x = Tuning(tree, TuneConfig(**BOTH), 0), torch.randn(2, 17, 32)
-    assert tree.config.branches[0].reads(3) == 2
+    assert tree.config.branches[0].reads(3) == (2,)
     for change in tuning.changes.values():
         change.lora_B.data.normal_(0, 0.1)
     stitch = tree.branches["clip"].stitches["2"]  # adapts block 1, which is tuned
