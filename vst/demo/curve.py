@@ -37,7 +37,7 @@ def share_plot(results: Row, path: str | Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    many = len(_splits(results)) > _MANY
+    many = _many(results)
     figure, panels = plt.subplots(1, len(TITLES), figsize=(5.6 * len(TITLES), 6.3 if many else 4.9), dpi=140)
     for axes, (task, title) in zip(panels, TITLES.items(), strict=True):
         full = next(r for r in results["towers"] if r["name"] == ALL_IN_FULL)["share"][task]
@@ -74,6 +74,15 @@ def _splits(results: Row) -> dict[str, list[Row]]:
     }
 
 
+def _many(results: Row) -> bool:
+    return len(_splits(results)) > _MANY
+
+
+def _barred(results: Row, i: int) -> bool:
+    """Whether the i-th line has bars."""
+    return i == 0 or not _many(results)
+
+
 def _depth(row: Row) -> int:
     return row["split"]
 
@@ -83,7 +92,7 @@ def _shares(axes: Any, results: Row, task: str) -> None:
         shares = [r["share"][task] for r in rows]
         y = [100 * s["share"] for s in shares]
         down, up = ([100 * abs(s["share"] - s[end]) for s in shares] for end in ("low", "high"))
-        _line(axes, rows, y, None if i and len(_splits(results)) > _MANY else (down, up), i, objective)
+        _line(axes, rows, y, (down, up) if _barred(results, i) else None, i, objective)
     trunk, better = f"{results['trunk']} alone", results["better"][task]
     for r in results["towers"]:
         if r["name"] in (trunk, better, ALL_IN_FULL):
@@ -108,7 +117,7 @@ def _scores(axes: Any, results: Row, task: str) -> None:
         values = [list(r["tasks"][task].values()) for r in rows]
         y = [100 * statistics.mean(v) for v in values]
         deviation = [100 * statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-        _line(axes, rows, y, None if i and len(_splits(results)) > _MANY else (deviation, deviation), i, objective)
+        _line(axes, rows, y, (deviation, deviation) if _barred(results, i) else None, i, objective)
     styles = {ALL_IN_FULL: "-", f"{results['trunk']} alone": "--", f"{results['branch']} alone": ":"}
     for r in results["towers"]:
         if r["name"] in styles:

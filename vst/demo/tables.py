@@ -66,7 +66,7 @@ def _kept(results: Results, row: Results, task: str) -> str:
 
 def gain_text(share: Results) -> str:
     """A gain with its interval, in points."""
-    text = f"gain {100 * share['gain']:+.1f} ({100 * share['gain_low']:+.1f} .. {100 * share['gain_high']:+.1f})"
+    text = f"gain {points_text({'points': share['gain'], 'low': share['gain_low'], 'high': share['gain_high']})}"
     return text if share["share"] is not None else f"{text}: not distinguishable from zero"
 
 

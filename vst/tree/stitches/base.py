@@ -96,7 +96,7 @@ class StitchSpec:
         """Trunk depths whose outputs the stitch reads when the tree is split at ``split``, ascending.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: an option with which none could be read.
         """
         return STITCHES[self.family].depths(split, **self.options)
 
