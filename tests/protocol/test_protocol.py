@@ -12,8 +12,10 @@ from vst import cli
 from vst.models.checkpoints import load_vfm
 from vst.models.vfm import VFM
 from vst.protocol import TrainConfig, run_protocol
+from vst.protocol.cells import Cell
 from vst.protocol.chains import parse_chain
 from vst.protocol.features import Models
+from vst.protocol.stitched import Stitched
 from vst.results.folders import read_json
 
 pytest_plugins = ("protocol_kit",)
@@ -53,6 +55,35 @@ def test_every_family_objective_and_direction(config, tmp_path):
     page = (folder / "index.html").read_text()
     assert "cannot be told here" in page
     assert page.count("data:image/png;base64,") == 2 * 4 + 1
+
+
+def test_a_family_with_options_has_rows_beside_the_plain_one(tiny, config, tmp_path):
+    models = {"a": tiny("dinov2"), "b": tiny("dinov2", 32, seed=1)}
+    given = replace(config, models=models, directions=["a>b", "a>a"], objectives=["ridge"])
+    config = replace(given, families=["linear", "linear( reads = 2 )"])
+    assert config.families == ["linear", "linear(reads=2)"]  # one way to write each
+    results = run_protocol(tmp_path / "run", config, show=False)
+    rows = {(r["family"], r["target"]): r for r in results["rows"] if r["kind"] == "stitched"}
+    assert set(rows) == {(family, target) for family in config.families for target in "ab"}
+    for target in "ab":
+        one, two = (rows[family, target] for family in config.families)
+        assert two["stitch_parameters"] - one["stitch_parameters"] == 2 * 32 * 32
+        # A matrix more for the 16 patches, another for the class token: two operations a weight and token.
+        assert two["flops"] - one["flops"] == 2 * 32 * 32 * 17
+    assert rows["linear(reads=2)", "a"]["seam"]["error"] < 0.05  # the depth itself is among what is read
+    names = {p.name for p in (tmp_path / "run").rglob("*") if "reads" in p.name}
+    assert "colours,a-into-b,linear+reads=2,depth02,ridge,seed0.json" in names
+    assert "scores-colours-linear+reads=2.png" in names
+    with pytest.raises(ValueError, match=r"families is \['linear', 'linear'\]"):
+        replace(config, families=["linear", " linear"])
+
+
+def test_tokens_that_a_stitch_reads_lie_side_by_side_from_the_lowest_depth(config):
+    models = Models(config.models, config.grid, torch.device("cpu"))
+    stitched = Stitched(Cell("colours", "a", "b", "mlp(reads=2)", 3, 3, ("ridge",), 0), models)
+    assert stitched.reads == (2, 3)
+    tokens = {(model, depth): torch.randn(2, 17, 32) for model in "ab" for depth in (1, 2, 3)}
+    assert torch.equal(stitched.read(tokens), torch.cat([tokens["a", 2], tokens["a", 3]], -1))
 
 
 def test_each_picture_is_pushed_once_a_model(config, tmp_path):

@@ -28,6 +28,29 @@ def test_other_families_read_one():
     assert str(StitchSpec.parse(TWO)) == "mlp_skip(reads=2)"
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["lora", "mlp_skip(reads=2)", "lora(rank=8, alpha=16.0)", " lora ( rank = 8,alpha=16.0 )", StitchSpec("linear")],
+)
+def test_a_stitch_is_read_as_it_is_written(given):
+    spec = StitchSpec.parse(given)
+    assert StitchSpec.parse(str(spec)) == spec
+    assert str(spec).replace(" ", "") == str(given).replace(" ", "")
+    assert StitchSpec.parse(spec.to_dict()) == spec
+
+
+@pytest.mark.parametrize("text", ["lora(rank=8", "lora(8)", "lora(rank=8, rank=4)", "lora()", "lora(rank=8)x"])
+def test_text_of_another_form_is_one_sentence(text):
+    with pytest.raises(ValueError, match=r"expected a family and its options, each once: lora\(rank=16\)"):
+        StitchSpec.parse(text)
+
+
+@pytest.mark.parametrize("text", ["lora(rank=many)", "lora(rank=)", "lora(rank=2.5)"])
+def test_an_option_that_is_none_is_refused(text):
+    with pytest.raises((TypeError, ValueError), match="lora stitch: rank"):
+        StitchSpec.parse(text)
+
+
 @pytest.mark.parametrize(("trunk", "branch"), [("dinov2", "clip"), ("clip", "dinov2_registers"), ("siglip", "dinov3")])
 def test_features_are_the_models_run_by_hand(tiny, tree_of, trunk, branch):
     tree = tree_of(trunk, branch, splits=[2, 3], stitch=TWO)

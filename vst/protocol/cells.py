@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from vst.models.spec import VFMSpec
 from vst.protocol.chains import Chain, is_closed, name_of, needs_labels, parse_chain
 from vst.protocol.config import ProtocolConfig
 from vst.tree.config import relative_enter
-from vst.tree.stitches import STITCHES
+from vst.tree.stitches import STITCHES, StitchSpec
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Cell:
     """One stitched model on one task: a row of the results.
 
     Attributes:
-        task, source, target, family: names.
+        task, source, target: names.
+        family: of the stitch, with its options where it has any.
         depth: of the source that the tree is split at. enter: of the target.
         chain: stages.
         seed: of everything random.
@@ -41,7 +43,7 @@ class Cell:
     @property
     def place(self) -> str:
         """Everything but task, chain and seed; what a random start depends on, with the seed."""
-        return f"{self.direction},{self.family},depth{self.depth:02d}"
+        return f"{self.direction},{in_names(self.family)},depth{self.depth:02d}"
 
     @property
     def key(self) -> str:
@@ -53,6 +55,11 @@ class Cell:
         return replace(self, chain=self.chain[:-1])
 
 
+def in_names(family: str) -> str:
+    """A family as keys and files are named after it: ``mlp_skip(reads=2)`` is ``mlp_skip+reads=2``."""
+    return re.sub(r"[^\w.+=-]", "-", re.sub(r"\(|, ", "+", family.removesuffix(")")), flags=re.ASCII)
+
+
 def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
     """All rows: seed by seed, task by task, then objective by objective as they are listed.
 
@@ -61,7 +68,8 @@ def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
     from a model of another depth enter it, as their control.
 
     Raises:
-        ValueError: a depth that a model does not have, or a grid without any row.
+        ValueError: a depth that a model does not have, or that is too low for what a family reads; a grid without any
+            row.
     """
     out, places = [], _places(config, specs)
     for seed in config.seeds:
@@ -74,6 +82,7 @@ def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
                         if not _made(family, chain, a, b):
                             continue
                         for depth, enter in places[source, target]:
+                            StitchSpec.parse(family).reads(depth)
                             out.append(Cell(task, source, target, family, depth, enter, chain, seed))
     if not out:
         raise ValueError(
@@ -84,7 +93,7 @@ def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
 
 
 def _made(family: str, chain: Chain, source: VFMSpec, target: VFMSpec) -> bool:
-    kind = STITCHES[family]
+    kind = STITCHES[StitchSpec.parse(family).family]
     return kind.supports(source, target) and (kind.closed_form or not is_closed(chain[0]))
 
 

@@ -100,7 +100,8 @@ class ProtocolConfig:
         tasks: by name.
         depths: of the source; the target is entered at the same relative depth. A self-stitch is also made where a
             direction from a model of another depth enters its target.
-        families: of stitches (linear, mlp, mlp_skip, lora, or any registered one).
+        families: of stitches (linear, mlp, mlp_skip, lora, or any registered one), with options of theirs where they
+            are to be others than by default, ``mlp_skip(reads=2)``.
         objectives: chains of stages, in the order in which they are run; see :mod:`vst.protocol.chains`.
         seeds: of pictures drawn, random starts and the order of steps.
         grid: patches a side, of every model.
@@ -141,6 +142,8 @@ class ProtocolConfig:
     def __post_init__(self) -> None:
         limits: dict[str, Limits] = {"cka_depths": (0, None), "cache_limit_gb": (1e-9, None), "tolerated_drop": (0, 1)}
         check_fields(self, limits | {"picture_mb": (1, None), "seeds": SEEDS})
+        # Each is written in one way only, as rows and files are named by it.
+        object.__setattr__(self, "families", [str(StitchSpec.parse(family)) for family in self.families])
         for name in ("models", "directions", "tasks", "depths", "families", "objectives", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -148,8 +151,6 @@ class ProtocolConfig:
         for name in (*self.models, *self.tasks):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} names files; use letters, digits and ._- and start with a letter or digit.")
-        for family in self.families:
-            StitchSpec(family)
         for objective in self.objectives:
             parse_chain(objective)
         for direction in self.directions:

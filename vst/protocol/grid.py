@@ -208,7 +208,7 @@ class _Grid:
         """All that these rows, and the models alone, read of each model."""
         out: dict[str, set[int]] = {name: {self.models.specs[name].depth} for name in self._used()}
         for cell in mine:
-            out[cell.source] |= {*StitchSpec(cell.family).reads(cell.depth)}
+            out[cell.source] |= {*StitchSpec.parse(cell.family).reads(cell.depth)}
             stop = self.models.specs[cell.target].depth
             out[cell.target] |= {cell.enter, *(OBJECTIVES[s].depth(cell.enter, stop) for s in cell.chain)}
         return {name: sorted(depths) for name, depths in out.items()}

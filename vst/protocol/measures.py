@@ -25,14 +25,14 @@ def measure(seeded: SeededTask, stitched: Stitched, head: LinearHead) -> tuple[d
     last = stitched.target.spec.depth
     seam, end, distance = AgreementSums(), AgreementSums(), FrechetSums()
     counts, given = ClassCounts(len(seeded.task.classes)), []
-    wanted = {cell.source: {stitched.reads}}
+    wanted = {cell.source: {*stitched.reads}}
     wanted.setdefault(cell.target, set()).update({cell.enter, last})
     rows = seeded.division.test
     for at in range(0, len(rows), 32):
         part = rows[at : at + 32]
         state = seeded.store.batch(part, {k: sorted(v) for k, v in wanted.items()})
         with seeded.autocast():
-            z = stitched.seam(state[cell.source, stitched.reads])
+            z = stitched.seam(stitched.read(state))
             y = stitched.end(z).float()
         own = patches(state[cell.target, cell.enter])
         seam.update(patches(z).float(), own)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vst.models.spec import VFMSpec
 from vst.protocol import findings as rules
+from vst.protocol.cells import in_names
 from vst.protocol.chains import parse_chain, place_of
 from vst.protocol.config import ProtocolConfig
 from vst.protocol.features import Counts
@@ -63,7 +64,7 @@ def _pictures(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     for task in kinds(rows, "task"):
         for family in kinds([r for r in stitched_rows(rows) if r["task"] == task], "family"):
             for what, draw in (("scores", curves), ("training", training_curves)):
-                paths.append(path := run.path(f"{what}-{task}-{family}.png"))
+                paths.append(path := run.path(f"{what}-{task}-{in_names(family)}.png"))
                 with drawing(path):
                     draw(rows, task, family, path)
         if any(r["kind"] == "cka" and r["task"] == task for r in rows):

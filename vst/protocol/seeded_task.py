@@ -63,7 +63,7 @@ class SeededTask:
         names = {part: [_short(store.images.name(row)) for row in numbers] for part, numbers in vars(division).items()}
         self.data = digest(names, {"labels": labels})[:12]  # the same wherever the files lie, and whatever their dates
         self._pool = {"pool": store.fingerprint, "train": division.train, "validation": division.validation}
-        self._calibrations: dict[tuple[str, int, str, int], tuple[Calibration, dict[str, Any]]] = {}
+        self._calibrations: dict[tuple[str, tuple[int, ...], str, int], tuple[Calibration, dict[str, Any]]] = {}
         self._statistics: dict[str, dict[str, Tensor]] = {}
 
     @cached_property
@@ -116,14 +116,15 @@ class SeededTask:
 
     def _pair(self, rows: Sequence[int], stitched: Stitched, depth: int) -> tuple[Tensor, Tensor]:
         """Source tokens that the stitch reads, and the target's own at one depth."""
-        a, b = (stitched.cell.source, stitched.reads), (stitched.cell.target, depth)
-        wanted = {a[0]: [a[1]], b[0]: [b[1]]} if a[0] != b[0] else {a[0]: [a[1], b[1]]}
+        source, target = stitched.cell.source, stitched.cell.target
+        wanted = {source: [*stitched.reads]}
+        wanted.setdefault(target, []).append(depth)
         out = self.store.batch(rows, wanted)
-        return out[a], out[b]
+        return stitched.read(out), out[target, depth]
 
     def states(self, rows: Sequence[int], stitched: Stitched) -> Tensor:
         """Source tokens that the stitch reads."""
-        return self.store.batch(rows, {stitched.cell.source: [stitched.reads]})[stitched.cell.source, stitched.reads]
+        return stitched.read(self.store.batch(rows, {stitched.cell.source: stitched.reads}))
 
     def known(self, *models: str) -> str:
         """Digest of all that what is kept of these models on these pictures depends on."""

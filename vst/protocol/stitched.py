@@ -6,6 +6,7 @@ Shape suffixes: B batch, T tokens (prefix + patches), N patches, D width.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from vst.protocol.cells import Cell
 from vst.protocol.features import Models
 from vst.tree.branch import Branch
 from vst.tree.config import BranchConfig, VSTConfig
-from vst.tree.stitches import Stitch, StitchSpec
+from vst.tree.stitches import Stitch, StitchSpec, joined
 
 
 class Stitched:
@@ -31,7 +32,8 @@ class Stitched:
         self.cell = cell
         self.source, self.target = models[cell.source], models[cell.target]
         spec = self.target.spec
-        config = BranchConfig("target", spec, (cell.depth,), (cell.enter,), spec.depth, StitchSpec(cell.family))
+        family = StitchSpec.parse(cell.family)
+        config = BranchConfig("target", spec, (cell.depth,), (cell.enter,), spec.depth, family)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(f"{cell.seed} {cell.place}".encode()))
             self.branch = Branch(config, self.source.spec, self.target)
@@ -43,13 +45,16 @@ class Stitched:
         return self.branch.stitches[str(self.cell.depth)]
 
     @property
-    def reads(self) -> int:
-        """Source depth that the stitch reads."""
-        (depth,) = self.branch.config.reads(self.cell.depth)
-        return depth
+    def reads(self) -> tuple[int, ...]:
+        """Source depths that the stitch reads, ascending."""
+        return self.branch.config.reads(self.cell.depth)
+
+    def read(self, tokens: Mapping[tuple[str, int], Tensor]) -> Tensor:
+        """What the stitch reads, ``[B, Ts, R Ds]``, of tokens ``[B, Ts, Ds]`` by model and depth."""
+        return joined({depth: tokens[self.cell.source, depth] for depth in self.reads}, self.reads)
 
     def seam(self, x: Tensor) -> Tensor:
-        """Source tokens ``[B, Ts, Ds]`` to what the tail is fed, ``[B, Tt, Dt]``."""
+        """Source tokens ``[B, Ts, R Ds]`` at the R depths that are read to what the tail is fed, ``[B, Tt, Dt]``."""
         return self.stitch(x, self.source)
 
     def end(self, z: Tensor) -> Tensor:

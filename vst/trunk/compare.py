@@ -44,7 +44,7 @@ class TrunkConfig:
     Attributes:
         splits: trunk depths, of every trunk alike; default: a sixth, a half and five sixths of each trunk's blocks.
         grid: patches a side of every model; default: the smallest grid among the models' own.
-        stitch: family; it needs a closed form.
+        stitch: family, with options where it has any, ``mlp_skip(reads=2)``; it needs a closed form.
         pictures: at most so many for the closed forms and the probes, drawn by the seed.
         heldout: at most so many for errors and scores; without held-out pictures of their own, a third of all at most.
         seed: of the pictures drawn.
@@ -67,7 +67,7 @@ class TrunkConfig:
     def __post_init__(self) -> None:
         check_fields(self, {"splits": (1, None), "grid": (1, MOST_GRID), "seed": SEEDS, "picture_mb": (1, None)})
         one_of(self.cut, "cut", CUTS)
-        StitchSpec(self.stitch)
+        StitchSpec.parse(self.stitch)
         if self.splits is not None and not self.splits:
             raise ValueError("splits is []; expected one or more trunk depths, or none for the default.")
         if min(self.pictures, self.heldout) < 2 or self.batch_size < 1 or self.repeats < 0:
@@ -119,7 +119,7 @@ class _Comparison:
             raise ValueError(
                 f"models is {shown(models)}; expected two or more sources, such as [clip-l-336, dinov2-l]."
             )
-        check_closed_form([config.stitch], FORM)
+        check_closed_form([StitchSpec.parse(config.stitch).family], FORM)
         self.sources = dict(models) if isinstance(models, Mapping) else named(models)
         self.specs = {name: describe(source) for name, source in self.sources.items()}
         self.config, self.device, self.show = config, torch.device(device), show

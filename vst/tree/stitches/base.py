@@ -14,6 +14,7 @@ channels would otherwise rule both the error and the step sizes.
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,13 +76,31 @@ class StitchSpec:
 
     @classmethod
     def parse(cls, value: StitchSpec | str | Mapping[str, Any]) -> StitchSpec:
-        """From ``"mlp"`` or ``{"family": "lora", "rank": 16}``."""
+        """From ``"mlp"``, ``"lora(rank=16)"`` or ``{"family": "lora", "rank": 16}``.
+
+        Raises:
+            ValueError: text of another form, an unknown family, or an option that the family does not have.
+        """
         if isinstance(value, StitchSpec):
             return value
         if isinstance(value, str):
-            return cls(value)
+            return cls._of_text(value)
         options = dict(mapping(value, "stitch"))
         return cls(options.pop("family", DEFAULT_STITCH), options)
+
+    @classmethod
+    def _of_text(cls, text: str) -> StitchSpec:
+        family, bracket, inside = text.strip().partition("(")
+        if not bracket:
+            return cls(family)
+        family, inside = family.strip(), inside.strip()
+        options: dict[str, Any] = {}
+        for part in inside.removesuffix(")").split(","):
+            name, equals, value = part.partition("=")
+            if not inside.endswith(")") or not equals or name.strip() in options:
+                raise ValueError(f"stitch is {text!r}; expected a family and its options, each once: lora(rank=16).")
+            options[name.strip()] = _value(value.strip())
+        return cls(family, options)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict; inverse of :meth:`parse`."""
@@ -103,6 +122,14 @@ class StitchSpec:
     def build(self, source: VFMSpec, target: VFMSpec, split: int) -> Stitch:
         """A new stitch with its family's plain start (before any fit)."""
         return STITCHES[self.family](source, target, split, **self.options)
+
+
+def _value(text: str) -> Any:
+    """A number, a truth value or a quoted text as Python writes it; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 @dataclass
