@@ -58,12 +58,14 @@ class TestVerdict:
         assert "within noise" in sentence
 
 
-def test_errors_are_those_of_a_ridge_fit(pair, pictures):
+@pytest.mark.parametrize("stitch", ["mlp_skip", "linear(reads=2)"])
+def test_errors_are_those_of_a_ridge_fit(pair, pictures, stitch):
     many = [p.resize((60, 60)) for p in pictures * 10][:40]
-    found = compare_trunks(pair, many, FEW, heldout_images=many[:8], show_progress=False)
+    config = replace(FEW, stitch=stitch)
+    found = compare_trunks(pair, many, config, heldout_images=many[:8], show_progress=False)
     assert [(r["trunk"], r["split"]) for r in found["rows"]] == [("a", 1), ("a", 3), ("b", 1), ("b", 3)]
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0)).tolist()[:24]
-    tree = VSTEncoder.from_vfms(pair["a"], {"b": pair["b"]}, [1, 3], image_size=56)
+    tree = VSTEncoder.from_vfms(pair["a"], {"b": pair["b"]}, [1, 3], image_size=56, stitch=stitch)
     fit = fit_stitches(tree, [many[i] for i in order], objective="ridge", heldout_images=many[:8], show_progress=False)
     for own, wanted in zip(found["rows"][:2], fit.reports, strict=True):
         assert own["errors"]["b"] == pytest.approx(wanted.final.error, rel=1e-3)
