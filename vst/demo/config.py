@@ -43,7 +43,8 @@ class DemoConfig:
         trunk: clip or dinov2: the model that sees the pixels; the other one is the branch.
         splits: trunk depths, of 12.
         grid: patches a side of every model.
-        stitch: family, or ``{family: ..., option: ...}``.
+        stitch: family, or ``{family: ..., option: ...}``; default: mlp_skip that reads two depths, which kept more of the
+            two-model gain than one depth did at either split (docs/recipe.md).
         objectives: what stitches are fitted to, by the name of an objective or of one of ``recipes``; the last one's
             tree is kept and shown first.
         seeds: of the division into training and test emoji, of the scenes, and of the fit.
@@ -61,14 +62,14 @@ class DemoConfig:
     trunk: str = "clip"
     splits: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10])
     grid: int = 8
-    stitch: str | dict[str, Any] = "mlp_skip"
+    stitch: str | dict[str, Any] = field(default_factory=lambda: {"family": "mlp_skip", "reads": 2})
     objectives: list[str] = field(default_factory=lambda: ["ridge", "ffm"])
     seeds: list[int] = field(default_factory=lambda: [0])
     pictures: int = 256
     probe_train: int = 200
     probe_test: int = 200
     heldout: int = 64
-    fit: FitConfig = field(default_factory=lambda: FitConfig(epochs=2, save_every=10))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(match="mix", epochs=4, save_every=10))
     batch_size: int = 8
     repeats: int = 15
     recipes: dict[str, dict[str, Any]] = later(dict)  # noqa: RUF009 (a field)
