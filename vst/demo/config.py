@@ -43,8 +43,8 @@ class DemoConfig:
         trunk: clip or dinov2: the model that sees the pixels; the other one is the branch.
         splits: trunk depths, of 12.
         grid: patches a side of every model.
-        stitch: family, or ``{family: ..., option: ...}``; default: mlp_skip that reads two depths, which kept more of the
-            two-model gain than one depth did at either split (docs/recipe.md).
+        stitch: family, or ``{family: ..., option: ...}``; default: mlp_skip that reads two depths, which kept more of
+            the two-model gain than one depth did (docs/recipe.md).
         objectives: what stitches are fitted to, by the name of an objective or of one of ``recipes``; the last one's
             tree is kept and shown first.
         seeds: of the division into training and test emoji, of the scenes, and of the fit.
