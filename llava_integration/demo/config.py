@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vst.demo.config import partner
 from vst.fit.config import FitConfig
 from vst.models.fields import Limits, check_fields, one_of
+from vst.results.later import later
+from vst.tree.stitches import DEFAULT_STITCH, StitchSpec
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class LlavaDemoConfig:
         splits: trunk depths, of 12, that the tree holds; training draws one for each step.
         grid: patches a side.
         fit_pictures, fit: of the stitches.
+        stitch: family, or ``{family: mlp_skip, reads: 2}``.
         seeds: of data, projector and order; the first one's model is what is left.
         fixed: depths that models of their own are trained at, to compare the random one with.
         easy_vqa, scenes: training pictures of each kind, with all their questions.
@@ -55,9 +59,11 @@ class LlavaDemoConfig:
     questions: int = 500
     depth_questions: int = 200
     split: int | None = None
+    stitch: str | dict[str, Any] = later(DEFAULT_STITCH)  # noqa: RUF009 (a field)
 
     def __post_init__(self) -> None:
         partner(self.trunk)
+        StitchSpec.parse(self.stitch)
         one_of(self.start, "start", ("random", "ridge"))
         one_of(self.precision, "precision", ("auto", "bf16", "fp32"))
         limits: dict[str, Limits] = dict.fromkeys(("pretrain_lr", "finetune_lr", "projector_lr"), (1e-12, 1.0))

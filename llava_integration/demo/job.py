@@ -115,6 +115,7 @@ class _Job:
             branches={branch: self.encoders.source(branch)},
             splits=self.config.splits,
             image_size=self.config.grid * describe(trunk).patch,
+            stitch=self.config.stitch,
         )
         pictures = emoji.pictures(self.encoders.emoji, TRAIN_STYLES)
         random.Random(0).shuffle(pictures)

@@ -14,6 +14,7 @@ from llava_integration.demo.config import LlavaDemoConfig
 from llava_integration.train.trainer import MLLMTrainer
 from vst.fit.config import FitConfig
 from vst.results.drawing import NotDrawn
+from vst.tree.folder import read_config
 
 
 class Stop(Exception):
@@ -33,14 +34,16 @@ def small(tiny, lm, tmp_path, monkeypatch):
     fit = FitConfig(epochs=1, calibration=10, save_every=1)
     counts = {"fit_pictures": 8, "easy_vqa": 4, "scenes": 4, "questions": 4, "depth_questions": 2}
     return LlavaDemoConfig(
-        splits=[1, 2], grid=4, fit=fit, pretrain_steps=1, finetune_steps=2, precision="fp32", **counts
-    )
+        splits=[1, 2], grid=4, fit=fit, pretrain_steps=1, finetune_steps=2, precision="fp32",
+        stitch="mlp_skip(reads=2)", **counts,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.assets
 def test_a_stopped_demo_that_was_moved_goes_on_to_the_same(small, tmp_path, monkeypatch):
     job.run_demo(tmp_path / "whole", small)
+    assert read_config(tmp_path / "whole/fit/tree")[1].branches[0].reads(2) == (1, 2)
     monkeypatch.chdir(tmp_path)
     own, calls = MLLMTrainer.training_step, []
 
