@@ -27,13 +27,15 @@ from vst.demo.tables import (
     show_results,
 )
 from vst.fit.config import FitConfig
+from vst.fit.tuning import TuneConfig
 from vst.measure.latency import ALL_IN_FULL
 from vst.measure.recommend import measured_rows, recommend
 from vst.results.feature_maps import pca_maps
-from vst.results.folders import Run, write_json
+from vst.results.folders import Run, read_json, write_json
 from vst.results.tables import markdown
 from vst.tree.encoder import VSTEncoder
 
+ROOT = Path(__file__).parents[2]
 RIGHT = {"clip alone": 0.6, "dinov2 alone": 0.3, ALL_IN_FULL: 0.8}
 TREES = {"ridge": {2: 0.74, 6: 0.66}, "ffm": {2: 0.78, 6: 0.7}}
 PICTURES = 200
@@ -324,6 +326,23 @@ def test_a_closed_form_stands_beside_a_fit_that_tunes():
     assert config.fit_of("procrustes", 2).start == "procrustes"
     ridge = config.fit_of("ridge", 2)
     assert (ridge.objective, ridge.tune.tails, ridge.hints, ridge.augment) == ("ridge", "none", 0, False)
+
+
+def test_an_objective_before_the_tail_tunes_the_trunk_alone():
+    config = DemoConfig(fit=FitConfig(match="mix", tune={"trunk": "lora", "tails": "lora"}), objectives=["lfm", "ffm"])
+    assert config.fit_of("lfm", 0).tune == TuneConfig(trunk="lora")
+    assert config.fit_of("ffm", 0).tune == config.fit.tune
+    assert config.fit_of("ridge", 0).tune == TuneConfig()
+
+
+def test_the_demo_fits_by_the_recipe_that_was_judged():
+    """Of the recipes side by side, the one whose results docs/recipe.md shows by the bare names, but for precision."""
+    stored = read_json(ROOT / "docs/results/recipes/results.json")["config"]
+    judged = DemoConfig(**{**stored, "fit": FitConfig(**stored["fit"])})
+    shown, demo = judged.objectives[-1], DemoConfig()
+    assert demo.stitch_of("ffm") == judged.stitch_of(shown)
+    same = {"precision": "auto", "cache": None, "save_every": 10}
+    assert demo.fit_of("ffm", 0) == replace(judged.fit_of(shown, 0), **same)
 
 
 def test_pca_maps_show_the_leading_directions():

@@ -18,14 +18,15 @@ GRID = 14  # patches a side of CLIP-B/16 at 224 pixels, the grid it was trained 
 def demo_config(dry: bool) -> DemoConfig:
     """The demo's, at the full grid; in a dry run so short that its numbers mean nothing."""
     if not dry:
-        return made(DemoConfig, options("demo/evidence.yaml", "demo"), grid=GRID)
+        values = options("demo/evidence.yaml", "demo")
+        return made(DemoConfig, values, grid=GRID, fit={**values["fit"], "cache": None})
     return _small(["ridge"])
 
 
 def recipes_config(dry: bool) -> DemoConfig:
-    """Four times the pictures, and so the steps, that the same recipes take on a CPU; in a dry run one tuned recipe."""
+    """Four times the pictures, and so the steps, that these take on a CPU; in a dry run the demo's own recipe alone."""
     if dry:
-        return _small(["tuned"])
+        return _small(["ffm"])
     values = options("demo/recipes.yaml", "demo")
     fit = {**values["fit"], "cache": None, "save_every": 200}  # pictures pass four times: a cache would not pay
     return made(DemoConfig, values, grid=GRID, pictures=2400, fit=fit)

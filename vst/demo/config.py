@@ -16,6 +16,9 @@ from vst.tree.stitches import StitchSpec
 MODELS = {"clip": "CLIP-B/16", "dinov2": "DINOv2-S (saliency)"}
 """The demo's two encoders, as they are called in tables and pictures."""
 
+TUNED = TuneConfig(trunk="lora", tails="lora")
+"""What the demo tunes beside its stitches."""
+
 OWN = ("pictures", "stitch")
 """What a recipe says beside fields of the fit."""
 
@@ -43,15 +46,15 @@ class DemoConfig:
         trunk: clip or dinov2: the model that sees the pixels; the other one is the branch.
         splits: trunk depths, of 12.
         grid: patches a side of every model.
-        stitch: family, or ``{family: ..., option: ...}``; default: mlp_skip that reads two depths, which kept more of
-            the two-model gain than one depth did (docs/recipe.md).
+        stitch: family, or ``{family: ..., option: ...}``; default: mlp_skip that reads two depths.
         objectives: what stitches are fitted to, by the name of an objective or of one of ``recipes``; the last one's
             tree is kept and shown first.
         seeds: of the division into training and test emoji, of the scenes, and of the fit.
         pictures: training pictures for the stitches, half scenes and half single emoji.
         probe_train, probe_test: pictures of each task's probe.
         heldout: test pictures for the stitches' errors, half scenes and half single emoji.
-        fit: how stitches are fitted; objective and seed come from above.
+        fit: how stitches are fitted; objective and seed come from above, a closed form takes no steps, and lfm tunes
+            no tails. Default: in mixed units, four passes, with a tuned trunk and tails: what docs/recipe.md judges.
         recipes: by a name of yours, the fields of fit that are otherwise, ``{tuned: {tune: {trunk: lora}}}``; trees of
             a recipe stand in the tables beside the others, and its tuned trunk without a branch. ``pictures`` among
             them says how many of each kind the recipe sees, ``{pictures: {scenes: 300}}``; all without it. ``stitch``
@@ -69,7 +72,7 @@ class DemoConfig:
     probe_train: int = 200
     probe_test: int = 200
     heldout: int = 64
-    fit: FitConfig = field(default_factory=lambda: FitConfig(match="mix", epochs=4, save_every=10))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(match="mix", epochs=4, save_every=10, tune=TUNED))
     batch_size: int = 8
     repeats: int = 15
     recipes: dict[str, dict[str, Any]] = later(dict)  # noqa: RUF009 (a field)
@@ -144,6 +147,8 @@ class DemoConfig:
         changes |= {"objective": recipe, "match": match}
         if objective.closed_form:  # it takes no steps in which anything else could be trained
             changes |= {"start": recipe, "tune": TuneConfig(), "hints": 0, "beyond": False, "augment": False}
+        elif objective.depth(0, 2) == 0:  # no tail is run
+            changes["tune"] = replace(self.fit.tune, tails="none")
         return replace(self.fit, **changes)
 
     @property
