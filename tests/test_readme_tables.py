@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 
 import pytest
 from pages_kit import PAGES, README, RESULTS
@@ -11,8 +12,9 @@ from llava_integration.demo.page import score_rows as answer_rows
 from llava_integration.evaluate.sweep import sweep_rows
 from vst import VSTEncoder
 from vst.demo.config import DemoConfig
+from vst.demo.division import SCENES, SUBCATEGORIES
 from vst.demo.results import demo_results
-from vst.demo.tables import ahead_rows, demo_markdown, error_rows, fit_rows, score_rows
+from vst.demo.tables import ahead_rows, demo_markdown, error_rows, fit_rows, points_text, score_rows
 from vst.fit.config import FitConfig
 from vst.measure.tables import timings_markdown
 from vst.protocol.findings import findings
@@ -70,19 +72,48 @@ def test_tables_of_recipes_are_those_of_their_results(name):
         assert markdown(*rows(results)) in PAGES["docs/recipe.md"]
 
 
+def run_of(name, tiny):
+    """Config, rows and tree of a kept run of the demo, the tree with its blocks and grid alone."""
+    folder = RESULTS / name
+    config = read_json(folder / "results.json")["config"]
+    config = DemoConfig(**{**config, "fit": FitConfig(**config["fit"])})
+    kept = sorted((read_json(path) for path in (folder / "rows").glob("*.json")), key=lambda r: r["ordinal"])
+    shapes = {"clip": tiny("clip", 48, depth=12, grid=8), "dinov2": tiny("dinov2", depth=12, grid=8)}
+    tree = VSTEncoder.plan(shapes[config.trunk], {config.branch: shapes[config.branch]}, config.splits)
+    return config, [r["row"] for r in kept], tree
+
+
 @pytest.mark.parametrize("name", ["demo", "demo-dinov2", "recipes", "recipes-parts", "recipes-dinov2"])
 def test_results_of_the_demo_are_those_of_its_rows(name, tiny):
-    folder = RESULTS / name
-    stored = read_json(folder / "results.json")
-    fields = {**stored["config"], "fit": FitConfig(**stored["config"]["fit"])}
-    config = DemoConfig(**fields)
-    kept = sorted((read_json(path) for path in (folder / "rows").glob("*.json")), key=lambda r: r["ordinal"])
-    shapes = {"clip": tiny("clip", 48, depth=12, grid=8), "dinov2": tiny("dinov2", depth=12, grid=8)}  # blocks, grid
-    tree = VSTEncoder.plan(shapes[config.trunk], {config.branch: shapes[config.branch]}, config.splits)
-    found = demo_results([r["row"] for r in kept], config, tree, config.objectives[-1])
-    again = json.loads(json.dumps(found))
-    again["caption"] = stored["results"]["caption"]
-    assert_same(again, stored["results"])
+    config, rows, tree = run_of(name, tiny)
+    stored = read_json(RESULTS / name / "results.json")["results"]
+    again = json.loads(json.dumps(demo_results(rows, config, tree, config.objectives[-1])))
+    assert_same({**again, "caption": stored["caption"]}, stored)
+
+
+def test_the_recipe_of_the_demo_is_the_one_that_its_rule_gives(tiny):
+    """Of three that pass one lies below the longer fit on the global task; of the two left one has the higher score."""
+    config, rows, tree = run_of("recipes", tiny)
+    timing = next(row for row in rows if "rows" in row)
+    passed, above, scores = set(), [], {}
+    for recipe in (name for name in config.objectives if name not in ("ridge", "long")):
+        own = {**timing, "stitch": str(config.stitch_of(recipe))}
+        towers = {r["name"]: r for r in demo_results([*rows, own], config, tree, recipe)["towers"]}
+        ahead = {split: towers[f"VST-{split}, long"]["behind"] for split in config.splits}
+        trunks = [towers[name]["over_untuned"] for name in ("clip tuned",) if name in towers]
+        dense = ahead[10][SCENES]["low"] > 0 and ahead[6][SCENES]["high"] >= 0
+        if dense and all(task["high"] >= 0 for trunk in trunks for task in trunk.values()):
+            passed.add(recipe)
+            above.append(points_text(ahead[10][SCENES]))
+            if ahead[10][SUBCATEGORIES]["high"] >= 0:
+                scores[recipe] = statistics.mean(towers["VST-10"]["tasks"][SCENES].values())
+            else:
+                lost = points_text(ahead[10][SUBCATEGORIES])
+    assert passed == {"both", "two", "two-both"}
+    assert config.objectives[-1] == max(scores, key=scores.get) == "two-both"
+    page = PAGES["docs/recipe.md"].replace("\n", " ")
+    assert f"lie above `long` by {above[0]}, {above[1]} and {above[2]} points" in page
+    assert f"task at split 10 `two` lies below `long`, by {lost}" in page
 
 
 def assert_same(given, wanted):
