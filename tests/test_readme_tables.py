@@ -65,10 +65,14 @@ def test_tables_of_the_demo_are_those_of_its_results(name):
     assert (markdown(heads, fitted) in README) == (name == "demo")
 
 
-@pytest.mark.parametrize("name", ["recipes", "recipes-parts", "recipes-dinov2"])
-def test_tables_of_recipes_are_those_of_their_results(name):
+ALL = (score_rows, error_rows, ahead_rows, fit_rows)
+RECIPES = {"recipes": ALL, "recipes-parts": ALL, "recipes-dinov2": ALL[:2], "recipes-rates": (error_rows,)}
+
+
+@pytest.mark.parametrize(("name", "tables"), RECIPES.items(), ids=RECIPES)
+def test_tables_of_recipes_are_those_of_their_results(name, tables):
     results = read_json(RESULTS / name / "results.json")["results"]
-    for rows in (score_rows, error_rows, *(() if name == "recipes-dinov2" else (ahead_rows, fit_rows))):
+    for rows in tables:
         assert markdown(*rows(results)) in PAGES["docs/recipe.md"]
 
 
@@ -83,7 +87,7 @@ def run_of(name, tiny):
     return config, [r["row"] for r in kept], tree
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-dinov2", "recipes", "recipes-parts", "recipes-dinov2"])
+@pytest.mark.parametrize("name", ["demo", "demo-dinov2", *RECIPES])
 def test_results_of_the_demo_are_those_of_its_rows(name, tiny):
     config, rows, tree = run_of(name, tiny)
     stored = read_json(RESULTS / name / "results.json")["results"]
