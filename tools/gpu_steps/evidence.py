@@ -18,8 +18,7 @@ GRID = 14  # patches a side of CLIP-B/16 at 224 pixels, the grid it was trained 
 def demo_config(dry: bool) -> DemoConfig:
     """The demo's, at the full grid; in a dry run so short that its numbers mean nothing."""
     if not dry:
-        values = options("demo/evidence.yaml", "demo")
-        return made(DemoConfig, values, grid=GRID, fit={**values["fit"], "cache": None})
+        return made(DemoConfig, options("demo/evidence.yaml", "demo"), grid=GRID)
     return _small(["ridge"])
 
 

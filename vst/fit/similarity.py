@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vst.tree.ridge import products
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -90,7 +92,7 @@ class FrechetSums:
             self._shift = wanted.flatten(0, -2).float().mean(0)
         for sums, x in zip(self._sets, (given, wanted), strict=True):
             x = x.flatten(0, -2).float() - self._shift
-            for name, part in (("x", x.sum(0).double()), ("xx", (x.T @ x).double())):
+            for name, part in (("x", x.sum(0).double()), ("xx", products(x, x))):
                 sums[name] = sums[name] + part if name in sums else part
         self.tokens += wanted.flatten(0, -2).shape[0]
 
@@ -134,7 +136,7 @@ class CKASums:
         if self._shift is None:
             self._shift = (x.mean(0), y.mean(0))
         x, y = x - self._shift[0], y - self._shift[1]
-        parts = {"x": x.sum(0), "y": y.sum(0), "xx": x.T @ x, "yy": y.T @ y, "yx": y.T @ x}
+        parts = {"x": x.sum(0), "y": y.sum(0), "xx": products(x, x), "yy": products(y, y), "yx": products(y, x)}
         for name, part in parts.items():
             self._sums[name] = self._sums[name] + part.double() if name in self._sums else part.double()
         self.tokens += len(x)

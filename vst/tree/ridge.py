@@ -31,10 +31,22 @@ class RidgeFit:
     explained: float
 
 
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """``x.T @ y`` of rows ``[rows, Dx]`` and ``[rows, Dy]`` in full precision, as fp64 ``[Dx, Dy]``.
+
+    Autocast would take such products in bf16, and ``torch.set_float32_matmul_precision`` may allow less than fp32. What
+    is read off them (a map between correlated channels, a covariance's root) does not bear that.
+    """
+    full = torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
+    with torch.autocast(x.device.type, enabled=False):
+        return (x.to(full).T @ y.to(full)).double()
+
+
 class RidgeSums:
     """Sums for the regression of ``y [rows, Dy]`` on ``x [rows, Dx]``; rows come in any number of updates.
 
-    Products are taken in fp32 about a provisional mean (the first rows') and summed in fp64.
+    Products are taken in fp32 about a provisional mean (the first rows'), whatever precision is allowed around them, and
+    summed in fp64.
     """
 
     def __init__(self) -> None:
@@ -55,7 +67,7 @@ class RidgeSums:
         if self._shift is None:
             self._shift = (x.mean(0), y.mean(0))
         x, y = x - self._shift[0], y - self._shift[1]
-        parts = {"x": x.sum(0), "y": y.sum(0), "xx": x.T @ x, "xy": x.T @ y, "yy": (y * y).sum(0)}
+        parts = {"x": x.sum(0), "y": y.sum(0), "xx": products(x, x), "xy": products(x, y), "yy": (y * y).sum(0)}
         if not all(bool(torch.isfinite(p).all()) for p in parts.values()):
             raise ValueError("Features that are not finite were given to the ridge start; look for broken weights.")
         for name, part in parts.items():
