@@ -45,7 +45,7 @@ def products(x: Tensor, y: Tensor) -> Tensor:
 class RidgeSums:
     """Sums for the regression of ``y [rows, Dy]`` on ``x [rows, Dx]``; rows come in any number of updates.
 
-    Products are taken in fp32 about a provisional mean (the first rows') and summed in fp64, whatever is allowed around.
+    Products are taken in fp32 about a provisional mean (the first rows') and summed in fp64 (:func:`products`).
     """
 
     def __init__(self) -> None:
