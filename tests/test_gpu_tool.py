@@ -339,7 +339,7 @@ class TestSteps:
         assert demo_config(False).grid == protocol_config(False).grid == 14
         assert demo_config(True).grid == recipes_config(True).grid == protocol_config(True).grid == 4
         full = recipes_config(False)
-        assert (full.grid, full.pictures, full.objectives[-1]) == (14, 2400, "two-both")
+        assert (full.grid, full.pictures, full.objectives[-1]) == (14, 2400, "both")
         assert full.fit_of("both", 1).tune.trunk == "lora"
         with pytest.raises(ValueError, match="DemoConfig has no option 'splitz'; its options: trunk, splits"):
             made(DemoConfig, {"splitz": [1]})

@@ -170,7 +170,7 @@ def test_a_tuned_trunk_stands_in_the_tables_without_its_branch(tiny):
     assert behind["points"] == pytest.approx(iou(0.7) - iou(0.66))
     assert behind["low"] <= behind["points"] <= behind["high"]
     assert all(table in demo_markdown(found) for table in (markdown(heads, ahead), markdown(*fit_rows(found))))
-    told = {"pictures": {"scenes": 128, "singles": 128}, "stitch": "mlp_skip(reads=2)", "fit": recipes["tuned"]}
+    told = {"pictures": {"scenes": 128, "singles": 128}, "stitch": "mlp_skip", "fit": recipes["tuned"]}
     assert found["recipes"] == {"tuned": told}
     assert all("counts" not in json.dumps(f) for f in found["fits"])
     fit = config.fit_of("tuned", 3)
@@ -181,9 +181,8 @@ def test_a_recipe_with_stitches_of_its_own_is_told_by_its_own_flops(tiny, tmp_pa
     two = {"family": "mlp_skip", "reads": 2}
     tree = VSTEncoder.plan(tiny("clip", 48, 12), {"dinov2": tiny("dinov2", 32, 12)}, [2, 6])
     recipes = {"two": {"stitch": two}}
-    objectives = ["two", "ridge", "ffm"]
     config = DemoConfig(
-        splits=[2, 6], seeds=[0, 1], stitch="mlp_skip", probe_test=PICTURES, recipes=recipes, objectives=objectives
+        splits=[2, 6], seeds=[0, 1], probe_test=PICTURES, recipes=recipes, objectives=["two", "ridge", "ffm"]
     )
     made, control = rows(), "clip alone and its depths 3, 6"
     for r in made[-1]["rows"]:

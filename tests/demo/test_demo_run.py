@@ -38,7 +38,7 @@ def test_a_stopped_run_goes_on(small, tmp_path, monkeypatch):
     run_demo(tmp_path / "whole", small)
     assert [r["objective"] for r in said] == ["ridge", "ffm"]
     with monkeypatch.context() as patch:
-        patch.setattr(job._Job, "_scored", fail_after(6, job._Job._scored))  # 4 models, 2 splits by ridge
+        patch.setattr(job._Job, "_scored", fail_after(5, job._Job._scored))  # 3 models, 2 splits by ridge
         with pytest.raises(KeyboardInterrupt):
             run_demo(tmp_path / "stopped", small)
     assert "ridge" in (tmp_path / "stopped" / "index.html").read_text()
@@ -107,7 +107,7 @@ def test_a_recipe_may_read_several_depths(small, tmp_path):
     from vst.demo import job
 
     recipes = {"two": {"stitch": {"family": "mlp_skip", "reads": 2}}}
-    config = replace(small, splits=[2, 3], stitch="mlp_skip", recipes=recipes, objectives=["ridge", "two"])
+    config = replace(small, splits=[2, 3], recipes=recipes, objectives=["ridge", "two"])
     assert replace(config, stitch={"family": "mlp_skip", "reads": 2}).stitch_of("ridge") == config.stitch_of("two")
     found = run_demo(tmp_path / "run", config)
     towers = {r["name"]: r for r in found["towers"]}

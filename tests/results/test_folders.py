@@ -323,7 +323,7 @@ def test_a_folder_from_before_a_field_stands_for_its_default(tmp_path):
     from vst.demo.config import DemoConfig
     from vst.fit.config import FitConfig
 
-    for i, config in enumerate((DemoConfig(), LlavaDemoConfig())):
+    for i, config in enumerate((DemoConfig(fit=FitConfig()), LlavaDemoConfig())):
         folder = tmp_path / str(i)
         Run(folder, config).close()
         told = json.loads((folder / "run.json").read_text())

@@ -46,7 +46,7 @@ class DemoConfig:
         trunk: clip or dinov2: the model that sees the pixels; the other one is the branch.
         splits: trunk depths, of 12.
         grid: patches a side of every model.
-        stitch: family, or ``{family: ..., option: ...}``; default: mlp_skip that reads two depths.
+        stitch: family, or ``{family: ..., option: ...}``.
         objectives: what stitches are fitted to, by the name of an objective or of one of ``recipes``; the last one's
             tree is kept and shown first.
         seeds: of the division into training and test emoji, of the scenes, and of the fit.
@@ -65,7 +65,7 @@ class DemoConfig:
     trunk: str = "clip"
     splits: list[int] = field(default_factory=lambda: [2, 4, 6, 8, 10])
     grid: int = 8
-    stitch: str | dict[str, Any] = field(default_factory=lambda: {"family": "mlp_skip", "reads": 2})
+    stitch: str | dict[str, Any] = "mlp_skip"
     objectives: list[str] = field(default_factory=lambda: ["ridge", "ffm"])
     seeds: list[int] = field(default_factory=lambda: [0])
     pictures: int = 256
