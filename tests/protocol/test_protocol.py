@@ -12,7 +12,7 @@ from vst import cli
 from vst.models.checkpoints import load_vfm
 from vst.models.vfm import VFM
 from vst.protocol import TrainConfig, run_protocol
-from vst.protocol.cells import Cell
+from vst.protocol.cells import Cell, in_names
 from vst.protocol.chains import parse_chain
 from vst.protocol.features import Models
 from vst.protocol.stitched import Stitched
@@ -76,6 +76,15 @@ def test_a_family_with_options_has_rows_beside_the_plain_one(tiny, config, tmp_p
     assert "scores-colours-linear+reads=2.png" in names
     with pytest.raises(ValueError, match=r"families is \['linear', 'linear'\]"):
         replace(config, families=["linear", " linear"])
+
+
+def test_no_two_families_share_the_name_of_a_file():
+    texts = ["x-b", "x/b", "x+b", "x b", "x, b=1", "x,b=1", "x(b", "x"]
+    families = ["mlp", "mlp(reads=2)", "mlp(a='x', b=1)", "mlp(a=-1)", *(f"mlp(a={text!r})" for text in texts)]
+    names = [in_names(family) for family in families]
+    assert names[:2] == ["mlp", "mlp+reads=2"]
+    assert len(set(names)) == len(families)
+    assert not [name for name in names if re.search(r"[^\w.=+%-]", name)]
 
 
 def test_tokens_that_a_stitch_reads_lie_side_by_side_from_the_lowest_depth(config):

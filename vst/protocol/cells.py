@@ -56,8 +56,13 @@ class Cell:
 
 
 def in_names(family: str) -> str:
-    """A family as keys and files are named after it: ``mlp_skip(reads=2)`` is ``mlp_skip+reads=2``."""
-    return re.sub(r"[^\w.+=-]", "-", re.sub(r"\(|, ", "+", family.removesuffix(")")), flags=re.ASCII)
+    """A family as keys and files are named after it: ``mlp_skip(reads=2)`` is ``mlp_skip+reads=2``.
+
+    No two families share a name: what a file's name may not hold is written as its code, ``%27`` for a quote.
+    """
+    parts = family.removesuffix(")").split("(", 1)
+    sign = re.compile(r"(, )|[^\w.=-]", flags=re.ASCII)
+    return "+".join(sign.sub(lambda found: "+" if found[1] else f"%{ord(found[0]):02X}", part) for part in parts)
 
 
 def cells(config: ProtocolConfig, specs: Mapping[str, VFMSpec]) -> list[Cell]:
