@@ -332,6 +332,11 @@ def test_an_objective_before_the_tail_tunes_the_trunk_alone():
     assert config.fit_of("lfm", 0).tune == TuneConfig(trunk="lora")
     assert config.fit_of("ffm", 0).tune == config.fit.tune
     assert config.fit_of("ridge", 0).tune == TuneConfig()
+    deep = DemoConfig(fit=replace(config.fit, hints=2, beyond=True), objectives=["ridge", "lfm", "ffm"])
+    assert (deep.fit_of("lfm", 0).hints, deep.fit_of("lfm", 0).beyond) == (0, False)
+    assert deep.fit_of("ffm", 0).hints == 2
+    wide = DemoConfig(fit=config.fit, recipes={"wide": {"tune": {"rank": 32}}}, objectives=["wide"])
+    assert wide.fit_of("wide", 0).tune == replace(config.fit.tune, rank=32)
 
 
 def test_the_demo_fits_by_the_recipe_that_was_judged():

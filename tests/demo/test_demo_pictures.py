@@ -52,6 +52,13 @@ def test_series_are_recipes_that_differ_in_pictures_alone():
     assert (singles.name, list(singles.recipes)) == ("singles", [75, 300])
     assert series_of({"recipes": {"a": {"pictures": {"scenes": 4, "singles": 4}, "fit": {}}}}) == []
     assert series_of({}) == []
+    told = results()  # as many pictures in fewer passes: a series of their own, once there are two
+    for n in (75, 150):
+        told["recipes"][f"short-{n}"] = {"pictures": {"scenes": n, "singles": 0}, "fit": {**TOLD, "epochs": 1}}
+        assert len(series_of(told)) == (2 if n == 75 else 3)
+    assert series_of(told)[0].recipes == scenes.recipes
+    assert (short := series_of(told)[-1]).recipes == {75: "short-75", 150: "short-150"}
+    assert short.name == "short"
 
 
 def test_the_table_tells_the_line_through_them():

@@ -271,3 +271,26 @@ def test_hints_and_the_last_block_written_by_hand(tree_of, tiny, pictures, enter
         off = (given - y).square()
         parts[depth] = ((off / std**2).mean() + off.mean() / std.square().mean()) / 2
     torch.testing.assert_close(loss, parts[5] + (parts[middle] + parts[6]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_units_of_two_branches_of_a_family_are_held_apart(tiny, pictures):
+    """A branch clip_2 at split 2 with a hint at depth 4, beside a branch clip at split 2 with hints of its own."""
+    trunk, others = tiny("dinov2", 32, 6), [tiny("clip", 48, 6, seed=1), tiny("clip", 64, 6, seed=2)]
+    tree = VSTEncoder.from_vfms(trunk, others, [2, 4], 56)
+    assert list(tree.branches) == ["clip", "clip_2"]
+    teacher = Teacher(tree)
+    matcher = Matcher(teacher, hints=2)
+    matcher.set_units(lambda name, depth: torch.full((48 if name == "clip" else 64,), depth + (name == "clip_2") / 2))
+    held = {name: unit[0].item() for name, unit in matcher.named_buffers() if name.startswith("std_")}
+    depths = {s: matcher.compared.depths(tree.branches["clip"].config, s) for s in (2, 4)}
+    assert sorted(held.values()) == sorted(d + off for off in (0, 0.5) for own in depths.values() for d in own)
+    assert max(len(own) for own in depths.values()) > 2
+
+
+def test_what_no_tail_has_room_for_is_said(tree_of):
+    with pytest.raises(ValueError, match=r"hints is 2, but here no tail has a block between.*choose other splits"):
+        Matcher(Teacher(tree_of("dinov2", "clip", splits=[2])), hints=2)  # read at 3
+    Matcher(Teacher(tree_of("dinov2", "clip", splits=[1, 2])), hints=2)
+    read = tree_of("dinov2", "clip", splits=[1], feature_layer=-1)
+    with pytest.raises(ValueError, match=r"beyond is True, but here every branch is read at its last block"):
+        Matcher(Teacher(read), beyond=True)

@@ -398,3 +398,64 @@ def test_what_cannot_be_tuned_is_said(tree_of, pictures):
         tree = tree_of("dinov2", "clip", splits=[3])  # its features are read where it is entered
     with pytest.raises(ValueError, match="no block of this tree is left"):
         fit_stitches(tree, pictures, tune={"tails": "lora"}, **FIT)
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({"rank": 8}, "tune.rank is 8.*needs tune.trunk or tune.tails: lora"),
+        ({"tails": "norms", "matrices": "mlp"}, "tune.matrices is mlp.*: lora"),
+        ({"lr": 0.1}, "tune.lr is 0.1.*needs tune.trunk or tune.tails;"),
+        ({"tails": "lora", "own": 2.0}, "tune.own is 2.0.*needs tune.trunk: lora"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, needed):
+    with pytest.raises(ValueError, match=needed):
+        TuneConfig(**options)
+
+
+def test_of_what_is_tuned_those_options_change_that_are_given():
+    config = FitConfig(tune={"trunk": "lora", "tails": "lora", "rank": 8})
+    assert FitConfig.of(config, {"tune": {"rank": 32}}).tune == TuneConfig("lora", "lora", 32)
+    assert FitConfig.of(config, {"tune": {"tails": "none"}}).tune == TuneConfig("lora", "none", 8)
+    assert FitConfig.of(config, {"tune": {"trunk": "none", "tails": "none"}}).tune == TuneConfig()
+    assert FitConfig.of(config, {"tune": TuneConfig("lora")}).tune == TuneConfig("lora")
+
+
+def test_what_was_cut_from_a_tree_before_stays_as_it_was(tree_of, pictures):
+    tree = tree_of("dinov2", "clip", splits=[1, 2])
+    alone, before = tree.trunk_alone(), state_of(tree.trunk_alone())
+    fit_stitches(tree, pictures, tune=BOTH, **{**FIT, "epochs": 1})
+    assert alone.config.tuned is None
+    assert all(torch.equal(v, before[k]) for k, v in alone.state_dict().items())
+    assert any(not torch.equal(v, before[k]) for k, v in tree.trunk_alone().state_dict().items())
+
+
+def test_changes_go_into_the_weights_that_they_were_trained_on_alone(tuned, tree_of, tiny, tmp_path):
+    stitches = tuned[3] / "stitches"
+    others = [tiny("dinov2", seed=7), tiny("clip", 48, seed=8)]  # of the same shapes
+    other = VSTEncoder.from_vfms(others[0], [others[1]], [1, 2], 56)
+    before = state_of(other)
+    with pytest.raises(ValueError, match=r"trained on other weights than this tree's, in 16 of 16 matrices"):
+        other.load_stitches(stitches)
+    assert other.config.tuned is None
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+    again = tree_of("dinov2", "clip", splits=[1, 2])  # the same models, wherever they lie
+    again.load_stitches(stitches)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in tuned[0].state_dict().items())
+    cut = VSTEncoder.from_pretrained(stitches, splits=[2])
+    folder = cut.save_stitches(tmp_path / "cut")
+    odd = VSTEncoder.from_vfms(others[0], [others[1]], [2], 56)
+    with pytest.raises(ValueError, match="trained on other weights"):
+        odd.load_stitches(folder)
+
+
+def test_a_tuned_tree_that_was_loaded_whole_takes_its_changes_back(tuned, tmp_path):
+    whole = VSTEncoder.from_pretrained(tuned[0].save_pretrained(tmp_path / "whole"))
+    with pytest.raises(ValueError, match="loaded whole"):
+        whole.save_stitches(tmp_path / "no")
+    held = state_of(whole)
+    whole.load_stitches(tuned[3] / "stitches")
+    assert all(torch.equal(v, held[k]) for k, v in whole.state_dict().items())
+    again = VSTEncoder.from_pretrained(whole.save_stitches(tmp_path / "stitches"))
+    assert all(torch.equal(v, held[k]) for k, v in again.state_dict().items())

@@ -58,6 +58,9 @@ def test_it_says_when_one_model_is_enough():
     better = rows()
     better[1]["accuracy"] = 0.9
     assert "trunk alone scores 90.0 %" in " ".join(recommend(better, latency_ms=65).reasons)
+    better[1]["accuracy"] = 0.5
+    better.insert(3, {**better[1], "name": "trunk tuned", "kind": "tuned", "accuracy": 0.9})
+    assert "trunk tuned scores 90.0 % at" in " ".join(recommend(better, latency_ms=65).reasons)
     near = rows(spread=0.02)
     near[1]["accuracy"], near[1]["accuracy_spread"] = recommend(near, latency_ms=65).row["accuracy"] - 0.03, 0.02
     assert "one model is enough" in " ".join(recommend(near, latency_ms=65).reasons)  # three points, twice the spread

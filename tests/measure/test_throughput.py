@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vst import cli
+from vst import VSTEncoder, cli
 from vst.fit.cache import TargetCache
 from vst.fit.matching import Matcher
 from vst.fit.teacher import Teacher
@@ -16,7 +17,7 @@ from vst.measure.cost import fit_flops, tree_cost
 from vst.measure.inspect import inspect_tree
 from vst.measure.scaling import check_division, measure_scaling
 from vst.measure.throughput import Batch, FitStep, first_paying_epoch, measure_fit, measure_ridge
-from vst.tree.stitches import STITCHES
+from vst.tree.stitches import STITCHES, StitchSpec
 
 
 @pytest.fixture
@@ -139,6 +140,9 @@ def test_the_closed_form_holds_the_same_for_any_number_of_tokens(tree):
     assert few["sums_mb"] == many["sums_mb"]
     x, y = tree.config.trunk.width, tree.config.branches[0].spec.width
     assert few["widths"] == [x, y]
+    branch = replace(tree.config.branches[0], stitch=StitchSpec("mlp_skip", {"reads": 2}))
+    two = VSTEncoder.skeleton(replace(tree.config, branches=(branch,)))
+    assert measure_ridge(two, repeats=1)[0]["widths"] == [2 * x, y]
     sums = 8 * (x * x + x * y + x + 2 * y)  # fp64: xx, xy, x, y, yy
     assert few["sums_mb"] * 2**20 == pytest.approx(sums + 4 * (x + y) + 4 * 4096 * x, rel=0.2)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,3 +173,18 @@ def test_damaged_trees_are_named(tree_of, tmp_path):
         VSTEncoder.from_pretrained(folder)
     with pytest.raises(FileNotFoundError, match="neither a folder here nor a hub repository"):
         VSTEncoder.from_pretrained("nobody/nothing-here")
+
+
+def test_stitches_between_models_of_another_kind_are_another_trees(tree_of, tmp_path):
+    """Of the same names and shapes, by a config that says otherwise of one of its models."""
+    tree = tree_of("dinov2", "clip", splits=[1, 2])
+    folder = tree.save_stitches(tmp_path / "stitches")
+    config = tree.config
+    other = tree_of("dinov2", "clip", splits=[1, 2])
+    (b,) = config.branches
+    other.config = replace(config, branches=(replace(b, spec=replace(b.spec, norm_eps=1e-3)),))
+    with pytest.raises(ValueError, match=r"stitches of another tree: its norm_eps of clip is 1e-05, and.*is 0.001"):
+        other.load_stitches(folder)
+    moved = tree_of("dinov2", "clip", splits=[1, 2])
+    moved.config = replace(config, trunk=replace(config.trunk, source="hf:elsewhere"))
+    moved.load_stitches(folder)

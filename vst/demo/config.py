@@ -53,7 +53,7 @@ class DemoConfig:
         pictures: training pictures for the stitches, half scenes and half single emoji.
         probe_train, probe_test: pictures of each task's probe.
         heldout: test pictures for the stitches' errors, half scenes and half single emoji.
-        fit: how stitches are fitted; objective and seed come from above, a closed form takes no steps, and lfm tunes
+        fit: how stitches are fitted; objective and seed come from above, a closed form takes no steps, and lfm runs
             no tails. Default: in mixed units, four passes, with a tuned trunk and tails: what docs/recipe.md judges.
         recipes: by a name of yours, the fields of fit that are otherwise, ``{tuned: {tune: {trunk: lora}}}``; trees of
             a recipe stand in the tables beside the others, and its tuned trunk without a branch. ``pictures`` among
@@ -148,7 +148,10 @@ class DemoConfig:
         if objective.closed_form:  # it takes no steps in which anything else could be trained
             changes |= {"start": recipe, "tune": TuneConfig(), "hints": 0, "beyond": False, "augment": False}
         elif objective.depth(0, 2) == 0:  # no tail is run
-            changes["tune"] = replace(self.fit.tune, tails="none")
+            trunk = self.fit.tune.trunk != "none"
+            if any(o in self.recipes or OBJECTIVES[o].depth(0, 2) > 0 for o in self.objectives):
+                changes |= {"hints": 0, "beyond": False}  # of the others
+            changes["tune"] = replace(self.fit.tune, tails="none") if trunk else TuneConfig()
         return replace(self.fit, **changes)
 
     @property

@@ -73,14 +73,17 @@ def _doublings(pictures: Sequence[int]) -> np.ndarray:
 
 def series_of(results: Row) -> list[Series]:
     """The series among a demo's recipes; none if no two differ in pictures alone."""
-    groups: dict[tuple[str, str], dict[int, str]] = {}
+    groups: dict[tuple[str, str, int], dict[int, str]] = {}
     for recipe, told in results.get("recipes", {}).items():
         seen = [kind for kind, count in told["pictures"].items() if count]
         others = {k: v for k, v in told["fit"].items() if k != "epochs"}
-        key = (seen[0] if len(seen) == 1 else "both", json.dumps([told.get("stitch"), others], sort_keys=True))
-        groups.setdefault(key, {})[sum(told["pictures"].values())] = recipe
+        alike = (seen[0] if len(seen) == 1 else "both", json.dumps([told.get("stitch"), others], sort_keys=True))
+        count = sum(told["pictures"].values())
+        # Of as many pictures as another, in other passes: it begins a series of its own, or goes on with that.
+        place = next(i for i in range(len(groups) + 1) if count not in groups.get((*alike, i), {}))
+        groups.setdefault((*alike, place), {})[count] = recipe
     out = []
-    for (kind, _), recipes in groups.items():
+    for (kind, *_), recipes in groups.items():
         if len(recipes) > 1:
             out.append(Series(_shared_start(list(recipes.values())) or kind, kind, dict(sorted(recipes.items()))))
     return out

@@ -132,7 +132,7 @@ class FitConfig:
 
     @classmethod
     def of(cls, config: FitConfig | Mapping[str, Any] | None, changes: Mapping[str, Any]) -> FitConfig:
-        """A config from one, or from a mapping of its fields, with some fields changed.
+        """A config from one, or from a mapping of its fields, with some fields changed, and of ``tune`` those given.
 
         Raises:
             ValueError: neither of these.
@@ -143,7 +143,12 @@ class FitConfig:
         if config is not None and not isinstance(config, FitConfig):
             raise ValueError(f"config is {shown(config)}; expected a FitConfig, or its fields: FitConfig(epochs=2).")
         known_options(changes, [f.name for f in fields(cls)], "fit_stitches")
-        return replace(config or cls(), **changes)
+        config = config or cls()
+        if isinstance(tune := changes.get("tune"), Mapping):
+            known_options(mapping(tune, "tune"), [f.name for f in fields(TuneConfig)], "tune")
+            nothing = {tune.get(part, getattr(config.tune, part)) for part in ("trunk", "tails")} == {"none"}
+            changes = {**changes, "tune": replace(TuneConfig() if nothing else config.tune, **tune)}
+        return replace(config, **changes)
 
 
 @dataclass(frozen=True)

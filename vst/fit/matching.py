@@ -54,14 +54,16 @@ class Matcher(nn.Module):
         hints, beyond: see :class:`vst.fit.objectives.Compared`; a stitch's loss is then that of the objective's own
             depth and the mean of the others'.
         tuning: what is tuned of the tree's models; None: nothing.
-        own: weight of the trunk's own features, where the trunk is tuned and keeps them; 1: as much as a stitch.
+        own: weight of the trunk's own features, where the trunk is tuned and keeps them; 1: as much as all stitches
+            together.
 
     Attributes:
         keys: branch and split of every stitch, in the order of the losses.
         labels: names of all losses: ``branch@split``, and :data:`OWN`.
 
     Raises:
-        ValueError: an objective that has no such loss, or units that do not suit it.
+        ValueError: an objective that has no such loss, units that do not suit it, or hints and beyond where no
+            stitch has such a depth.
     """
 
     std_own: Tensor
@@ -100,8 +102,23 @@ class Matcher(nn.Module):
             b = teacher.tree.branches[name].config
             for depth in self.compared.depths(b, b.enter(split)):
                 self.register_buffer(self._units(name, split, depth), torch.ones(b.spec.width))
+        self._check_extra()
         if self.own:
             self.register_buffer("std_own", torch.ones(config.trunk.width))
+
+    def _check_extra(self) -> None:
+        """See that what is to be compared besides the objective's own depth is there, at one stitch at least."""
+        branches = self._teacher[0].tree.branches
+        ends = [(b := branches[name].config, b.enter(split)) for name, split in self.keys]
+        why = {
+            "hints": "no tail has a block between the one entered and the end",
+            "beyond": "every branch is read at its last block",
+        }
+        for option, reason in why.items():
+            asked = getattr(self.compared, option)
+            alone = Compared(self.objective, **{option: asked})
+            if asked and not any(len(alone.depths(b, enter)) > 1 for b, enter in ends):
+                raise ValueError(f"{option} is {asked}, but here {reason}: leave it out, or choose other splits.")
 
     @property
     def trunk_name(self) -> str | None:
@@ -117,7 +134,7 @@ class Matcher(nn.Module):
         """Under which name the units of a stitch's loss at a depth are kept, with its state."""
         b = self._teacher[0].tree.branches[name].config
         own = depth == self.objective.depth(b.enter(split), b.stop)
-        return f"std_{name}_{split}" if own else f"std_{name}_{split}_{depth}"
+        return f"std_{name}_{split}" if own else f"std_{name}_{split}_at{depth}"
 
     @torch.no_grad()
     def set_units(self, scale: Callable[[str, int], Tensor]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from vst.models.fields import check_fields, one_of
 from vst.models.spec import MOST_WIDTH
-from vst.tree.changes import DOWN, MATRICES, PREFIX, TAILS, UP, Tuned, changes_digest, tuned_weights, weight_of
+from vst.tree.changes import DOWN, MATRICES, PREFIX, TAILS, UP, Tuned, changes_digest, put, tuned_weights, weight_of
 from vst.tree.encoder import VSTEncoder
 from vst.tree.modules import ModuleMap
 
@@ -37,8 +37,11 @@ class TuneConfig:
         alpha: default: twice the rank.
         matrices: which of a block's are changed: ``all``, ``attention`` or ``mlp``.
         lr: peak learning rate of what is tuned; warm-up and decay are the stitches'.
-        own: weight of the term that holds the trunk to its own features, where the tree keeps them; 1: as much as one
-            stitch's loss, in the same units.
+        own: weight of the term that holds the trunk to its own features, where the tree keeps them; 1: as much as all
+            stitches' losses together, in the same units.
+
+    Raises:
+        ValueError: a value out of its range, or one that changes nothing of what is tuned.
     """
 
     trunk: str = "none"
@@ -55,6 +58,20 @@ class TuneConfig:
         one_of(self.matrices, "tune.matrices", tuple(MATRICES))
         limits = {"rank": (1, MOST_WIDTH), "alpha": (1e-30, 1e30), "lr": (1e-30, 1e30), "own": (0, 1e30)}
         check_fields(self, limits, prefix="tune.")
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Refuse what would do nothing: whoever gives it expects otherwise."""
+        low = "lora" in (self.trunk, self.tails)
+        used = {"rank": low, "alpha": low, "matrices": low, "lr": self.anything, "own": self.trunk != "none"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not used.get(field.name, True) and value != field.default:
+                needed = {"lr": "tune.trunk or tune.tails", "own": "tune.trunk: lora"}
+                raise ValueError(
+                    f"tune.{field.name} is {value}, and nothing that is tuned would take it: it needs "
+                    f"{needed.get(field.name, 'tune.trunk or tune.tails: lora')}; leave it out otherwise."
+                )
 
     @property
     def anything(self) -> bool:
@@ -205,9 +222,9 @@ class Tuning(nn.Module):
         self.detach()
         (tree,) = self._tree
         for name, value in self._before.items():
-            weight_of(tree, name).copy_(value)
+            put(tree, name, value)
         if self._before:
-            tree.changes, tree.config = None, replace(tree.config, tuned=None)
+            tree.changes, tree.onto, tree.config = None, {}, replace(tree.config, tuned=None)
         self._before = {}
 
     def detach(self) -> None:

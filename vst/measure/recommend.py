@@ -55,11 +55,11 @@ def measured_rows(
     """Towers of a run that were timed, and scored unless the run was of ``vst latency``.
 
     Args:
-        folder: of a run whose ``results.json`` has ``towers``: rows of ``name``, ``kind`` (full, single, split),
-            ``split``, ``accuracy`` (0..1), ``accuracy_spread`` (standard deviation over seeds or None), ``median_ms``
-            and ``ratio`` (time over that of all models in full). Trees of another ``objective`` than the one that the
-            run kept, and controls, are left out. Or of a run of ``vst latency``, whose results are such rows without
-            scores.
+        folder: of a run whose ``results.json`` has ``towers``: rows of ``name``, ``kind`` (full, single, split, or
+            tuned: a tuned trunk without branches), ``split``, ``accuracy`` (0..1), ``accuracy_spread`` (standard
+            deviation over seeds or None), ``median_ms`` and ``ratio`` (time over that of all models in full). Trees of
+            another ``objective`` than the one that the run kept, and controls, are left out. Or of a run of ``vst
+            latency``, whose results are such rows without scores.
         task: one of the run's tasks, whose scores then count; default: the mean over tasks.
         batch_size, dtype: which rows of a run of ``vst latency`` that measured several.
 
@@ -227,7 +227,7 @@ def recommend(
             f"Beyond the budget, {better['name']} scores {_score_text(better)}: {_cost_text(better, cost, unit)}."
         )
     for single in rows:
-        fits = single["kind"] == "single" and cost[single["name"]] <= max(limit, cost[chosen["name"]])
+        fits = single["kind"] in ("single", "tuned") and cost[single["name"]] <= max(limit, cost[chosen["name"]])
         if fits and chosen["accuracy"] - single["accuracy"] <= _tolerated_difference(chosen, single):
             reasons.append(
                 f"But {single['name']} scores {_score_text(single)} at {_cost_text(single, cost, unit)}: on this task, "

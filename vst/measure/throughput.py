@@ -143,7 +143,8 @@ def measure_ridge(tree: VSTEncoder, *, device: torch.device | str = "cpu", repea
     """
     found = []
     for b in tree.config.branches:
-        widths = (tree.config.trunk.width, b.spec.width)
+        reads = max(len(b.reads(split)) for split in b.splits)
+        widths = (reads * tree.config.trunk.width, b.spec.width)
         x, y = (torch.randn(_RIDGE_ROWS, width, device=device) for width in widths)
         sums = RidgeSums()
         times = timed_rounds({"update": partial(sums.update, x, y)}, repeats=repeats, device=device)

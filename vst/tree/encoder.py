@@ -190,7 +190,8 @@ class VSTEncoder(OnDisk):
         tree = type(self).skeleton(config)
         own = tree.state_dict()
         tree.load_state_dict({k: v for k, v in self.state_dict().items() if k in own}, strict=True, assign=True)
-        tree.changes = None if self.changes is None or config.tuned is None else self.changes
+        if config.tuned is not None:
+            tree.changes, tree.onto = self.changes, self.onto
         tree.random_seed = self.random_seed
         return tree.freeze().train(self.training)
 

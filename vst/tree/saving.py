@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from vst.models.fields import checked, dtype_of, shown
 from vst.models.inputs import check_tensors
 from vst.results.folders import atomic_path, write_json
 from vst.tree.card import model_card
-from vst.tree.changes import apply_changes, change_shapes
+from vst.tree.changes import apply_changes, bits_before, change_shapes, changed_weights
 from vst.tree.config import VSTConfig
 from vst.tree.folder import (
     CARD,
@@ -32,8 +33,8 @@ from vst.tree.folder import (
     warn_preparation,
     weight_files,
 )
-from vst.tree.seal import write_sealed
-from vst.tree.tensors import check_finite, read_tensors
+from vst.tree.seal import made_with, sealed_onto, write_sealed
+from vst.tree.tensors import check_finite, opened, read_tensors
 
 Tree = TypeVar("Tree", bound="OnDisk")
 
@@ -44,6 +45,8 @@ class OnDisk(nn.Module):
     config: VSTConfig
     changes: dict[str, Tensor] | None = None
     """Of a tuned tree what was trained besides the stitches, as it is saved; None: not held apart from the weights."""
+    onto: Mapping[str, int] = MappingProxyType({})
+    """Of a tuned tree's weights as they were before the changes, the sums of their bits, so far as they are known."""
 
     @classmethod
     def skeleton(cls: type[Tree], config: VSTConfig) -> Tree:
@@ -91,7 +94,8 @@ class OnDisk(nn.Module):
         """
         self.check_changes()
         held = {k: v for k, v in self.state_dict().items() if _is_stitch(k)}
-        return self._save(folder, STITCHES, held | self._own_changes(), overwrite)
+        changes = self._own_changes()
+        return self._save(folder, STITCHES, held | changes, overwrite, changed_weights(changes))
 
     def check_changes(self) -> None:
         """See that the stitches of this tree can be saved alone.
@@ -111,12 +115,31 @@ class OnDisk(nn.Module):
         own = change_shapes(self, self.config.tuned)
         return {name: value for name, value in (self.changes or {}).items() if name in own}
 
-    def take_changes(self, changes: Mapping[str, Tensor], config: VSTConfig) -> None:
-        """Become the tuned tree of ``config``: merge changes into the weights, which are the sources' own."""
-        apply_changes(self, changes)
-        self.changes, self.config = dict(changes), config
+    def take_changes(
+        self, changes: Mapping[str, Tensor], config: VSTConfig, onto: Mapping[str, int] | None = None
+    ) -> None:
+        """Become the tuned tree of ``config``: merge changes into the weights, which are the sources' own.
 
-    def _save(self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool) -> Path:
+        Args:
+            changes: by the names that they are saved under. config: with what it tells of them.
+            onto: the sums of the bits of the weights that the changes were trained on, so far as they are known.
+
+        Raises:
+            ValueError: the weights are others, or not fp32.
+        """
+        own = bits_before(self, changes)
+        if odd := [name for name, value in own.items() if (onto or own).get(name, value) != value]:
+            raise ValueError(
+                f"The changes were trained on other weights than this tree's, in {len(odd)} of {len(own)} matrices and "
+                f"norms ({odd[0]}{', ...' if odd[1:] else ''}): merge them into a tree of the models that the "
+                "config.json beside them names."
+            )
+        apply_changes(self, changes)
+        self.changes, self.config, self.onto = dict(changes), config, own
+
+    def _save(
+        self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool, changed: Iterable[str] = ()
+    ) -> Path:
         folder = _folder(folder)
         checked(overwrite, bool, "overwrite")
         if not overwrite and (present := [n for n in (CONFIG, *weight_files(folder)) if (folder / n).exists()]):
@@ -131,7 +154,7 @@ class OnDisk(nn.Module):
         )
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / file) as path:
-            write_sealed(path, tensors, self.config)
+            write_sealed(path, tensors, self.config, {k: self.onto[k] for k in changed if k in self.onto})
         for other in set(weight_files(folder)) - {file}:
             (folder / other).unlink()
         write_json(folder / CONFIG, self.config.to_dict())
@@ -169,12 +192,27 @@ class OnDisk(nn.Module):
                 f"{path.parent} holds the stitches of a tree that was {'not' if saved.tuned is None else 'otherwise'} "
                 "tuned, and this tree is tuned already: load them into a tree that was built from its sources."
             )
+        self._check_models(path.parent, saved)
         own, changes = {k: v.shape for k, v in self.state_dict().items()}, change_shapes(self, saved.tuned)
         wanted = {k: shape for k, shape in own.items() if _is_stitch(k)} | changes
         found = read_tensors(path, wanted, own | changes, None)
-        self.load_state_dict({k: v for k, v in found.items() if k not in changes}, strict=False)
-        if changes and now is None:
-            self.take_changes({k: found[k] for k in changes}, replace(self.config, tuned=saved.tuned))
+        trained = {k: found.pop(k) for k in changes}
+        if trained and now is None:
+            self.take_changes(trained, replace(self.config, tuned=saved.tuned), _onto(path))
+        elif trained and self.changes is None:  # loaded whole: they are in its weights already
+            self.changes, self.onto = trained, _onto(path)
+        self.load_state_dict(found, strict=False)
+
+    def _check_models(self, folder: Path, saved: VSTConfig) -> None:
+        """See that stitches were fitted between models like this tree's."""
+        own, theirs = made_with(self.config), made_with(saved)
+        for name in own.keys() - {"the tree"}:
+            for key, value in own[name].items():
+                if (other := theirs.get(name, {}).get(key)) != value:
+                    raise ValueError(
+                        f"{folder} holds the stitches of another tree: its {key} of {name} is {shown(other)}, and this "
+                        f"tree's is {shown(value)}."
+                    )
 
     @classmethod
     def from_pretrained(
@@ -219,7 +257,7 @@ class OnDisk(nn.Module):
             found = read_tensors(folder / STITCHES, wanted, possible, None)
             tree.load_state_dict({k: v for k, v in found.items() if k not in changes}, strict=False, assign=True)
             if config.tuned is not None:
-                tree.take_changes({k: found[k] for k in changes}, config)
+                tree.take_changes({k: found[k] for k in changes}, config, _onto(folder / STITCHES))
             tree = tree if kind is None else tree.to(kind)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
@@ -232,6 +270,12 @@ def _folder(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)) or not str(path) or Path(path).is_file():
         raise ValueError(f"folder is {shown(path)}; expected the path of a folder.")
     return Path(path)
+
+
+def _onto(path: Path) -> dict[str, int]:
+    """What a file of stitches says of the weights that its changes were trained on."""
+    with opened(path) as file:
+        return sealed_onto(path, file.metadata())
 
 
 def _stitches(tree: Any) -> list[tuple[str, Any]]:

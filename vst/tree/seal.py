@@ -1,8 +1,9 @@
 """What a file of weights says of itself, so that damage to it or to its config does not pass for another tree.
 
-The header of a saved safetensors file tells, under ``vst``, the parts of the config that its numbers were made with,
-and a sum over each tensor's bits. A file without it (of an earlier version, or written by another tool) is taken as it
-is. What is only said about a model (its source, its licence) and how its tokens are joined may be changed in a config.
+The header of a saved safetensors file tells, under ``vst``, the parts of the config that its numbers were made with, a
+sum over each tensor's bits, and of changes the sums of the weights that they were trained on. A file without it (of an
+earlier version, or written by another tool) is taken as it is. What is only said about a model (its source, its
+licence) and how its tokens are joined may be changed in a config.
 """
 
 from __future__ import annotations
@@ -12,21 +13,29 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vst.models.fields import shown
+from vst.tree.changes import bit_sum
 from vst.tree.config import VSTConfig
 
 _KEY = "vst"
 _SAID = ("source", "family", "license")
 
 
-def write_sealed(path: Path, tensors: Mapping[str, Tensor], config: VSTConfig) -> None:
-    """Write a safetensors file with its seal; the same tensors and config give the same bytes."""
+def write_sealed(
+    path: Path, tensors: Mapping[str, Tensor], config: VSTConfig, onto: Mapping[str, int] | None = None
+) -> None:
+    """Write a safetensors file with its seal; the same tensors and config give the same bytes.
+
+    Args:
+        path: of the file. tensors, config: what is saved, and made with.
+        onto: where there are changes among the tensors, the sum of the bits of each weight that they were trained on.
+    """
     held = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     seal = {"config": made_with(config), "sums": {k: bit_sum(held[k]) for k in sorted(held)}}
+    seal |= {"onto": dict(sorted(onto.items()))} if onto else {}
     save_file(held, path, metadata={"format": "pt", _KEY: json.dumps(seal, separators=(",", ":"))})
     _order_metadata(path)
 
@@ -64,6 +73,11 @@ def check_sums(path: Path, metadata: Mapping[str, str] | None, tensors: Iterable
         )
 
 
+def sealed_onto(path: Path, metadata: Mapping[str, str] | None) -> dict[str, int]:
+    """By name, the sum of the bits of each weight that the changes in a file were trained on; none without a seal."""
+    return _seal(path, metadata).get("onto", {})
+
+
 def made_with(config: VSTConfig) -> dict[str, dict[str, Any]]:
     """The parts of a config that the saved numbers depend on, by model."""
     values = config.to_dict()
@@ -76,15 +90,6 @@ def made_with(config: VSTConfig) -> dict[str, dict[str, Any]]:
         own = {k: b[k] for k in ("splits", "enters", "stop", "stitch")}
         out[b["name"]] = {k: v for k, v in b["spec"].items() if k not in _SAID} | own
     return out
-
-
-def bit_sum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits, eight bytes at a time taken as whole numbers: any single change shows."""
-    data = tensor.contiguous().view(-1).view(torch.uint8)
-    if data.storage_offset() % 8:
-        data = data.clone()
-    whole = len(data) // 8 * 8
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum(dtype=torch.int64))
 
 
 def _seal(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
