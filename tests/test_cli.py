@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,27 @@ def test_a_file_of_options_that_says_more_than_one_thing_is_refused(tmp_path, te
     for words in (["--config", str(tmp_path / "options.yaml")], [f"--config={tmp_path / 'options.yaml'}"]):
         with pytest.raises(SystemExit, match=message):
             cli.main(["fit", *words])
+
+
+WARNS = """
+import warnings
+from vst.parsing import run
+
+def warn(loud: bool = False) -> None:
+    '''Warn.
+
+    Args:
+        loud: or not.
+    '''
+    warnings.warn("the sky falls", stacklevel=2)
+
+run([warn], ["warn"])
+"""
+
+
+@pytest.mark.parametrize(("debug", "said"), [("", "Warning: the sky falls"), ("1", "UserWarning: the sky falls")])
+def test_warnings_to_users_have_no_line_of_code(debug, said):
+    call = [sys.executable, "-c", WARNS]
+    found = subprocess.run(call, env={**os.environ, "VST_DEBUG": debug}, capture_output=True, text=True, check=True)
+    assert said in found.stderr
+    assert ("parsing.py" in found.stderr) == bool(debug)

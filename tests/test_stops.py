@@ -94,7 +94,7 @@ def told(tiny, pictures, tmp_path):
     return run
 
 
-RESUME = "The same call with --resume goes on from what was saved."
+RESUME = "The same call with --resume goes on from the last state that was saved, or begins again where none was."
 CALIBRATION, REPORT = "vst.fit.loop:_Fit._calibrate", "vst.fit.loop:evaluate_stitches"
 CACHES, STITCHES = "vst.fit.targets:Targets.open_caches", "vst.tree.encoder:VSTEncoder.save_stitches"
 TREE, FEATURES = "vst.tree.encoder:VSTEncoder.save_pretrained", "vst.protocol.features:FeatureStore._push"

@@ -42,9 +42,10 @@ def fit(
     With fit.tune, low-rank changes of trunk and tails are trained beside them and merged: they cost nothing later.
 
     Examples:
-        vst fit --config configs/stitch/dinov2-clip-l.yaml --images pictures/
-        vst fit --config configs/stitch/dinov2-clip-l.yaml --images pictures/ --fit.tune.tails lora
-        torchrun --nproc_per_node 8 train/stitch.py --config configs/stitch/dinov2-clip-l.yaml --images pictures/
+        vst fit --config configs/stitch/clip-dinov2-l.yaml --images pictures/ --out runs/fit
+        vst fit --config configs/stitch/clip-dinov2-l.yaml --images pictures/ --out runs/tuned --fit.tune.tails lora
+        torchrun --nproc_per_node 8 train/stitch.py --config configs/stitch/clip-dinov2-l.yaml --images pictures/ \
+            --out runs/fit
 
     Args:
         tree: which tree.

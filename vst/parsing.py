@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def parse(
 
 def run(functions: Sequence[Function], args: list[str] | None = None, **texts: str) -> None:
     """Parse as :func:`parse` does, and call the function that was named."""
-    with _quiet_when_unread():
+    with _quiet_when_unread(), _plain_warnings():
         with ending() as advise, _one_sentence():
             parsed = parse(functions, args, **texts).as_dict()
             function = next(f for f in functions if f.__name__ == parsed["subcommand"])
@@ -78,7 +79,7 @@ def _how_to_go_on(function: Function, values: dict[str, Any]) -> str:
     if function in GOING_ON:
         return "The same call goes on from what was saved."
     if "resume" in values and values.get("out") is not None:
-        return "The same call with --resume goes on from what was saved."
+        return "The same call with --resume goes on from the last state that was saved, or begins again where none was."
     return ""
 
 
@@ -169,6 +170,21 @@ def _one_sentence() -> Iterator[None]:
         if os.environ.get("VST_DEBUG") or (isinstance(error, BrokenPipeError) and _unread()):
             raise
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings to users without the line of code that they came from (with VST_DEBUG=1 as Python shows them)."""
+    usual = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        return f"Warning: {message}\n" if category is UserWarning else usual(message, category, *place, **line)
+
+    warnings.formatwarning = usual if os.environ.get("VST_DEBUG") else plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def test_config_is_checked():
         ({"objective": "tlt"}, "objective is 'tlt'; expected one of ridge, procrustes, lfm, ffm"),
         ({"match": "cosine"}, "match is 'cosine'"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
-        ({"lr": -1.0}, "lr -1.0 must be positive"),
+        ({"lr": -1.0}, "lr is -1.0 and warmup 0.03; expected a rate above 0"),
         ({"objective": "ridge", "start": "random"}, "needs start='ridge'"),
         ({"objective": "lfm", "match": "norm"}, "goes with objective ffm only"),
     ]:

@@ -288,9 +288,11 @@ def test_units_of_two_branches_of_a_family_are_held_apart(tiny, pictures):
 
 
 def test_what_no_tail_has_room_for_is_said(tree_of):
-    with pytest.raises(ValueError, match=r"hints is 2, but here no tail has a block between.*choose other splits"):
+    with pytest.raises(ValueError, match=r"hints is 2, and the longest tail here has 0 depths between"):
         Matcher(Teacher(tree_of("dinov2", "clip", splits=[2])), hints=2)  # read at 3
-    Matcher(Teacher(tree_of("dinov2", "clip", splits=[1, 2])), hints=2)
+    Matcher(Teacher(tree_of("dinov2", "clip", splits=[1, 2])), hints=1)
+    with pytest.raises(ValueError, match="hints is 2, and the longest tail here has 1 depths"):
+        Matcher(Teacher(tree_of("dinov2", "clip", splits=[1, 2])), hints=2)
     read = tree_of("dinov2", "clip", splits=[1], feature_layer=-1)
-    with pytest.raises(ValueError, match=r"beyond is True, but here every branch is read at its last block"):
+    with pytest.raises(ValueError, match=r"beyond is True, but every branch is read at its last block.*feature_layer"):
         Matcher(Teacher(read), beyond=True)

@@ -40,5 +40,5 @@ def test_views_are_of_all_models_alike_and_the_same_in_every_process(tree_of, pi
         fit_stitches(tree, pictures, augment=True, folder=tmp_path / name, **FIT, **options)
         results[name] = state_of(tree)
     assert all(torch.equal(v, results["workers"][k]) for k, v in results["whole"].items())
-    with pytest.raises(ValueError, match="it needs no cache"):
+    with pytest.raises(ValueError, match="uses no cached targets: leave out cache"):
         FitConfig(augment=True, cache="x")

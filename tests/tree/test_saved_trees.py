@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tree_kit import pixels_of
 
 from vst import VSTConfig, VSTEncoder
@@ -188,3 +190,25 @@ def test_stitches_between_models_of_another_kind_are_another_trees(tree_of, tmp_
     moved = tree_of("dinov2", "clip", splits=[1, 2])
     moved.config = replace(config, trunk=replace(config.trunk, source="hf:elsewhere"))
     moved.load_stitches(folder)
+
+
+def test_stitches_that_meet_other_weights_bring_a_warning(tree_of, tiny, tmp_path, recwarn):
+    """Of models of the same kind; those of one branch are enough, and a tree that was cut has fewer to compare."""
+    tree = tree_of("dinov2", "clip", splits=[1, 2])
+    folder = tree.save_stitches(tmp_path / "stitches")
+    VSTEncoder.from_pretrained(folder, splits=[2])
+    tree_of("dinov2", "clip", splits=[1, 2]).load_stitches(folder)
+    assert not [w for w in recwarn if "other weights" in str(w.message)]
+    other = VSTEncoder.from_vfms(tiny("dinov2"), [tiny("clip", 48, seed=9)], [1, 2], 56)
+    with pytest.warns(UserWarning, match=r"fitted between other weights .*branches\.clip\.tail\.blocks"):
+        other.load_stitches(folder)
+    trunk = Path(tree.config.trunk.source.removeprefix("hf:"))
+    moved = shutil.copytree(trunk, tmp_path / "moved")
+    source = load_file(trunk / "model.safetensors")
+    changed = {k: v * 1.5 if "layer.0.mlp.fc1.weight" in k else v for k, v in source.items()}
+    save_file(changed, moved / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["trunk"]["source"] = f"hf:{moved}"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=r"in 1 of \d+ tensors \(trunk\.blocks\.0\.mlp\.fc1\.weight\)"):
+        VSTEncoder.from_pretrained(folder)

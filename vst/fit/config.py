@@ -25,8 +25,9 @@ class FitConfig:
     Attributes:
         objective: ``ffm`` (match the target's features), ``lfm`` (match at the seam), ``ridge`` or ``procrustes``
             (the closed-form start alone), or one of your own: see :mod:`vst.fit.objectives`.
-        match: units of the loss: ``channel``, ``raw``, ``mix`` or ``norm``; see
-            :class:`vst.fit.objectives.Objective`.
+        match: units of the loss: ``channel`` (each in units of the target's own deviation), ``raw`` (all in units of
+            the mean one, so that a few outliers count most), ``mix`` (the mean of these two) or ``norm`` (after the
+            target's final norm).
         hints: compare at so many depths within the tail as well, evenly spread; their mean counts as much as the end.
         beyond: compare at the target's last block as well, where the features are read before it (as LLaVA does).
         augment: show a random part of each picture, mirrored half the time, another one in every epoch (see
@@ -39,7 +40,8 @@ class FitConfig:
         epochs: passes over the pictures.
         batch_size: pictures a step, over all processes together.
         lr: peak learning rate of AdamW, with linear warm-up over ``warmup`` of the steps and a cosine to zero.
-        weight_decay, warmup: see ``lr``.
+        weight_decay: of AdamW, for the stitches.
+        warmup: share of the steps over which the rate rises.
         heldout: pictures kept out for the report, at most a fifth; drawn by ``seed``.
         limit: use only the first so many pictures; None for all.
         seed: of the held-out draw and of the order, of random views, and of what is tuned.
@@ -81,6 +83,8 @@ class FitConfig:
     tune: TuneConfig = later(TuneConfig)  # noqa: RUF009 (a field)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tune, (Mapping, TuneConfig)):
+            raise ValueError(f"tune is {shown(self.tune)}; expected its fields, such as {{'trunk': 'lora'}}.")
         if isinstance(self.tune, Mapping):  # as a file of options holds it
             known_options(mapping(self.tune, "tune"), [f.name for f in fields(TuneConfig)], "tune")
             object.__setattr__(self, "tune", TuneConfig(**self.tune))
@@ -95,7 +99,9 @@ class FitConfig:
         number(self.lr, "lr")
         number(self.warmup, "warmup")
         if not self.lr > 0 or not 0 <= self.warmup < 1:
-            raise ValueError(f"lr {self.lr} must be positive and warmup {self.warmup} lie in 0..1.")
+            raise ValueError(
+                f"lr is {self.lr} and warmup {self.warmup}; expected a rate above 0, and a share from 0 to below 1."
+            )
         least = ("calibration", "epochs", "batch_size", "heldout", "save_every", "limit", "picture_mb")
         limits: dict[str, Limits] = dict.fromkeys(least, (1, None))
         limits |= dict.fromkeys(("workers", "weight_decay", "penalty", "hints"), (0, None))
@@ -111,8 +117,8 @@ class FitConfig:
             raise ValueError(f"match {self.match!r} goes with objective {fit} only, not with {self.objective!r}.")
         self._check_depths(objective)
         if self.augment and (self.cache is not None or objective.closed_form):
-            what = "objective ffm or lfm: a closed form takes no epochs" if objective.closed_form else "no cache"
-            raise ValueError(f"augment shows another view of each picture in every epoch: it needs {what}.")
+            what = "needs objective ffm or lfm" if objective.closed_form else "uses no cached targets: leave out cache"
+            raise ValueError(f"augment shows another view of each picture in every epoch, and {what}.")
         for name in ("cache", "deepspeed"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name} is ''; expected a path, or none at all.")

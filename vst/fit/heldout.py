@@ -89,6 +89,9 @@ def evaluate_stitches(
         UnreadableHeldout: no picture could be read.
     """
     checked(skipped, dict | None, "skipped")
+    check_tree(tree, "evaluate_stitches")
+    if not tree.branches:
+        raise ValueError("This tree has no branches, so it has no stitches: evaluate_trunk measures a trunk alone.")
     heldout = _Heldout(tree, images, targets, indices, batch_size, "evaluate_stitches")
     teacher, device = heldout.teacher, heldout.device
     keys = [(b.name, s) for b in tree.config.branches for s in b.splits]

@@ -282,6 +282,8 @@ class _Fit:
             self.clock.go_on(saved.get("seconds", {}))
             if self.main and "pending" in saved:
                 window.restore(saved["pending"])
+            if self.show:
+                print(f"going on after step {first} of {len(plan)}", file=sys.stderr)
         rank, world = accelerator.process_index, accelerator.num_processes
         shares = [batch[rank::world] for batch in plan[first:]]
         data, shown = self._shown(shares, first)

@@ -110,15 +110,17 @@ class Matcher(nn.Module):
         """See that what is to be compared besides the objective's own depth is there, at one stitch at least."""
         branches = self._teacher[0].tree.branches
         ends = [(b := branches[name].config, b.enter(split)) for name, split in self.keys]
-        why = {
-            "hints": "no tail has a block between the one entered and the end",
-            "beyond": "every branch is read at its last block",
-        }
-        for option, reason in why.items():
-            asked = getattr(self.compared, option)
-            alone = Compared(self.objective, **{option: asked})
-            if asked and not any(len(alone.depths(b, enter)) > 1 for b, enter in ends):
-                raise ValueError(f"{option} is {asked}, but here {reason}: leave it out, or choose other splits.")
+        room = max(self.objective.depth(enter, b.stop) - enter - 1 for b, enter in ends)
+        if self.compared.hints > max(room, 0):
+            raise ValueError(
+                f"hints is {self.compared.hints}, and the longest tail here has {max(room, 0)} depths between the one "
+                "entered and its end: ask for as many at the most, or choose other splits."
+            )
+        if self.compared.beyond and all(b.stop == b.spec.depth for b, _ in ends):
+            raise ValueError(
+                "beyond is True, but every branch is read at its last block: leave it out, or read features before it "
+                "(feature_layer)."
+            )
 
     @property
     def trunk_name(self) -> str | None:

@@ -105,8 +105,15 @@ class TuneConfig:
                     f"tune asks for {part} {asked!r}, and no block of this tree is left for that at its splits: choose "
                     "other splits, or tune another part."
                 )
+        if self.own != type(self).own and not tree.config.keep_trunk:
+            raise ValueError(f"tune.own is {self.own}, but this tree does not keep its trunk's features: leave it out.")
         names = tuned_weights(tree, self.what(tree))
-        for name in names:
+        for name, kind in names.items():
+            if kind == "lora" and self.rank > (most := min(weight_of(tree, name).shape)):
+                raise ValueError(
+                    f"tune.rank is {self.rank}, and {name} has a rank of {most} at the most: choose a lower one (16 is "
+                    "usual)."
+                )
             if (dtype := weight_of(tree, name).dtype) != torch.float32:
                 raise ValueError(f"The tree's {name} is {dtype}; load it with dtype=torch.float32 to tune it.")
         return names

@@ -321,7 +321,7 @@ class VSTConfig(TreeOptions):
             ValueError: the tree does not keep its trunk's own features.
         """
         if not self.keep_trunk:
-            raise ValueError("This tree does not keep its trunk's own features (keep_trunk), so nothing is left alone.")
+            raise ValueError("This tree does not keep its trunk's own features (keep_trunk): no output is its own.")
         tuned = self.tuned if self.tuned is not None and self.tuned.trunk_blocks else None
         tuned = None if tuned is None else replace(tuned, tails="none")
         alone = replace(self, branches=(), split=None, fusion="channel", fusion_weights=None, tuned=tuned)

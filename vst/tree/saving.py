@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from vst.models.fields import checked, dtype_of, shown
 from vst.models.inputs import check_tensors
 from vst.results.folders import atomic_path, write_json
 from vst.tree.card import model_card
-from vst.tree.changes import apply_changes, bits_before, change_shapes, changed_weights
+from vst.tree.changes import apply_changes, bit_sum, bits_before, change_shapes, changed_weights
 from vst.tree.config import VSTConfig
 from vst.tree.folder import (
     CARD,
@@ -94,8 +95,7 @@ class OnDisk(nn.Module):
         """
         self.check_changes()
         held = {k: v for k, v in self.state_dict().items() if _is_stitch(k)}
-        changes = self._own_changes()
-        return self._save(folder, STITCHES, held | changes, overwrite, changed_weights(changes))
+        return self._save(folder, STITCHES, held | self._own_changes(), overwrite, self._bits_below())
 
     def check_changes(self) -> None:
         """See that the stitches of this tree can be saved alone.
@@ -115,30 +115,53 @@ class OnDisk(nn.Module):
         own = change_shapes(self, self.config.tuned)
         return {name: value for name, value in (self.changes or {}).items() if name in own}
 
-    def take_changes(
-        self, changes: Mapping[str, Tensor], config: VSTConfig, onto: Mapping[str, int] | None = None
-    ) -> None:
+    def take_changes(self, changes: Mapping[str, Tensor], config: VSTConfig) -> None:
         """Become the tuned tree of ``config``: merge changes into the weights, which are the sources' own.
 
-        Args:
-            changes: by the names that they are saved under. config: with what it tells of them.
-            onto: the sums of the bits of the weights that the changes were trained on, so far as they are known.
+        Raises:
+            ValueError: weights that are not fp32.
+        """
+        onto = bits_before(self, changes)
+        apply_changes(self, changes)
+        self.changes, self.config, self.onto = dict(changes), config, onto
+
+    def _bits_below(self) -> dict[str, int]:
+        """By name, the sum of the bits of each weight of the models' blocks as it was before any change, in fp32."""
+        unknown = set(changed_weights(change_shapes(self, self.config.tuned))) - set(self.onto)
+        held = {k: v for k, v in self.state_dict().items() if ".blocks." in k and not _is_stitch(k)}
+        own = {k: bit_sum(v.cpu()) for k, v in held.items() if v.dtype == torch.float32 and k not in unknown}
+        return {k: self.onto.get(k, value) for k, value in own.items()}
+
+    def _check_below(self, path: Path, changes: Iterable[str]) -> None:
+        """See that stitches in a file, and changes beside them, were trained on this tree's weights.
 
         Raises:
-            ValueError: the weights are others, or not fp32.
+            ValueError: changes were not. Stitches alone bring a warning.
         """
-        own = bits_before(self, changes)
-        if odd := [name for name, value in own.items() if (onto or own).get(name, value) != value]:
+        with opened(path) as file:
+            known = sealed_onto(path, file.metadata())
+        own, changed = self._bits_below() if known else {}, set(changed_weights(changes))
+        odd = sorted(name for name, value in own.items() if known.get(name, value) != value)
+        which = f"in {len(odd)} of {len(own)} tensors ({', '.join(odd[:2])}{', ...' if odd[2:] else ''})"
+        if changed & set(odd):
             raise ValueError(
-                f"The changes were trained on other weights than this tree's, in {len(odd)} of {len(own)} matrices and "
-                f"norms ({odd[0]}{', ...' if odd[1:] else ''}): merge them into a tree of the models that the "
-                "config.json beside them names."
+                f"{path} holds changes that were trained on other weights than this tree's models have, {which}: merge "
+                "them into a tree of the weights that they were trained on, or fit them again."
             )
-        apply_changes(self, changes)
-        self.changes, self.config, self.onto = dict(changes), config, own
+        if odd:
+            warnings.warn(
+                f"{path}: the stitches were fitted between other weights than this tree's models have, {which}: "
+                "measure them (vst.evaluate_stitches), or fit them again.",
+                stacklevel=3,
+            )
 
     def _save(
-        self, folder: str | Path, file: str, tensors: dict[str, Tensor], overwrite: bool, changed: Iterable[str] = ()
+        self,
+        folder: str | Path,
+        file: str,
+        tensors: dict[str, Tensor],
+        overwrite: bool,
+        onto: Mapping[str, int] | None = None,
     ) -> Path:
         folder = _folder(folder)
         checked(overwrite, bool, "overwrite")
@@ -154,7 +177,7 @@ class OnDisk(nn.Module):
         )
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / file) as path:
-            write_sealed(path, tensors, self.config, {k: self.onto[k] for k in changed if k in self.onto})
+            write_sealed(path, tensors, self.config, onto)
         for other in set(weight_files(folder)) - {file}:
             (folder / other).unlink()
         write_json(folder / CONFIG, self.config.to_dict())
@@ -197,10 +220,14 @@ class OnDisk(nn.Module):
         wanted = {k: shape for k, shape in own.items() if _is_stitch(k)} | changes
         found = read_tensors(path, wanted, own | changes, None)
         trained = {k: found.pop(k) for k in changes}
+        self._check_below(path, trained)
         if trained and now is None:
-            self.take_changes(trained, replace(self.config, tuned=saved.tuned), _onto(path))
+            self.take_changes(trained, replace(self.config, tuned=saved.tuned))
         elif trained and self.changes is None:  # loaded whole: they are in its weights already
-            self.changes, self.onto = trained, _onto(path)
+            self.changes = trained
+            with opened(path) as file:
+                known = sealed_onto(path, file.metadata())
+            self.onto = {k: known[k] for k in changed_weights(trained) if k in known}
         self.load_state_dict(found, strict=False)
 
     def _check_models(self, folder: Path, saved: VSTConfig) -> None:
@@ -256,8 +283,9 @@ class OnDisk(nn.Module):
             wanted = {k: v.shape for k, v in tree.state_dict().items() if _is_stitch(k)} | changes
             found = read_tensors(folder / STITCHES, wanted, possible, None)
             tree.load_state_dict({k: v for k, v in found.items() if k not in changes}, strict=False, assign=True)
+            tree._check_below(folder / STITCHES, changes)
             if config.tuned is not None:
-                tree.take_changes({k: found[k] for k in changes}, config, _onto(folder / STITCHES))
+                tree.take_changes({k: found[k] for k in changes}, config)
             tree = tree if kind is None else tree.to(kind)
         else:
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {STITCHES}: the saved tree is incomplete.")
@@ -270,12 +298,6 @@ def _folder(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)) or not str(path) or Path(path).is_file():
         raise ValueError(f"folder is {shown(path)}; expected the path of a folder.")
     return Path(path)
-
-
-def _onto(path: Path) -> dict[str, int]:
-    """What a file of stitches says of the weights that its changes were trained on."""
-    with opened(path) as file:
-        return sealed_onto(path, file.metadata())
 
 
 def _stitches(tree: Any) -> list[tuple[str, Any]]:

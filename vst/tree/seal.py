@@ -1,8 +1,8 @@
 """What a file of weights says of itself, so that damage to it or to its config does not pass for another tree.
 
 The header of a saved safetensors file tells, under ``vst``, the parts of the config that its numbers were made with, a
-sum over each tensor's bits, and of changes the sums of the weights that they were trained on. A file without it (of an
-earlier version, or written by another tool) is taken as it is. What is only said about a model (its source, its
+sum over each tensor's bits, and of stitches alone the sums of the weights that they were trained on. A file without it
+(of an earlier version, or written by another tool) is taken as it is. What is only said about a model (its source, its
 licence) and how its tokens are joined may be changed in a config.
 """
 
@@ -31,7 +31,7 @@ def write_sealed(
 
     Args:
         path: of the file. tensors, config: what is saved, and made with.
-        onto: where there are changes among the tensors, the sum of the bits of each weight that they were trained on.
+        onto: of stitches alone, the sums of the bits of the weights that they, and changes, were trained on.
     """
     held = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     seal = {"config": made_with(config), "sums": {k: bit_sum(held[k]) for k in sorted(held)}}
@@ -74,7 +74,7 @@ def check_sums(path: Path, metadata: Mapping[str, str] | None, tensors: Iterable
 
 
 def sealed_onto(path: Path, metadata: Mapping[str, str] | None) -> dict[str, int]:
-    """By name, the sum of the bits of each weight that the changes in a file were trained on; none without a seal."""
+    """By name, the sums of the bits of the weights that a file's stitches were trained on; none without such a seal."""
     return _seal(path, metadata).get("onto", {})
 
 
