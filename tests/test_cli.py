@@ -55,6 +55,12 @@ def test_without_a_command_the_known_ones_are_told(capsys):
     assert "{fit,inspect,export,latency" in capsys.readouterr().err
 
 
+def test_a_run_s_folder_names_the_tree_inside(tree_of, tmp_path):
+    tree_of("dinov2", "clip").save_stitches(tmp_path / "stitches")
+    with pytest.raises(SystemExit, match=r"has no config.json.*: take .*stitches, which the run there made"):
+        cli.main(["inspect", str(tmp_path)])
+
+
 def test_unknown_options_are_refused(capsys):
     whole = ["--tree.trunk", "a", "--tree.branches", "[b]", "--tree.splits", "[1]", "--images", "x", "--out", "y"]
     with pytest.raises(SystemExit):

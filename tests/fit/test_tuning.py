@@ -384,6 +384,15 @@ def test_a_fit_that_fails_leaves_the_models_as_they_were(tree_of, pictures):
     assert all(torch.equal(v, before[k]) for k, v in tree.state_dict().items() if ".stitches." not in k)
 
 
+def test_a_trunk_that_is_spoiled_is_told(tree_of, pictures):
+    tree = tree_of("dinov2", "clip", splits=[1, 2])
+    wild = {**BOTH, "lr": 1.0, "own": 0.0}
+    with pytest.warns(UserWarning, match=r"own features are off the published model's by \d.*higher tune.own") as told:
+        result = fit_stitches(tree, pictures, tune=wild, **FIT)
+    assert result.own.channel_error > 0.5
+    assert f"by {result.own.channel_error:.2f} by channel" in " ".join(str(w.message) for w in told)
+
+
 def test_what_cannot_be_tuned_is_said(tree_of, pictures):
     for options, message in [
         ({"objective": "lfm", "tune": BOTH}, "tune.tails needs an objective that compares features behind the tail"),

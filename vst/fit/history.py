@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
+from vst.fit.similarity import Agreement
+
 RISE = 1.1  # of a loss, beyond what one batch differs from the next
+DRIFT = 0.5  # of a trunk's own features, by channel; 1 is what their mean would be off by
 
 
 class Window:
@@ -72,5 +75,16 @@ def warn_of_rise(history: Sequence[Mapping[str, float]]) -> None:
         warnings.warn(
             f"The loss ended at {last['mean']:.3f} after {last['step']:.0f} steps, above the {first['mean']:.3f} of "
             "its first step, where the closed form began: train for more steps, or with a lower lr (and tune.lr).",
+            stacklevel=2,
+        )
+
+
+def warn_of_drift(own: Agreement | None) -> None:
+    """Say so when a tuned trunk's own features have moved far from the published model's."""
+    if own is not None and own.channel_error > DRIFT:
+        warnings.warn(
+            f"The tuned trunk's own features are off the published model's by {own.channel_error:.2f} by channel (1: no "
+            "better than their mean), so what reads them loses much: more pictures, a lower tune.lr or a higher tune.own "
+            "keep them.",
             stacklevel=2,
         )

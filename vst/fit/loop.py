@@ -19,7 +19,7 @@ from vst.fit.calibrations import Calibrations, check_closed_form
 from vst.fit.clock import Clock
 from vst.fit.config import FitConfig, FitResult
 from vst.fit.heldout import StitchReport, UnreadableHeldout, check_tree, evaluate_stitches, evaluate_trunk
-from vst.fit.history import Window, warn_of_rise
+from vst.fit.history import Window, warn_of_drift, warn_of_rise
 from vst.fit.matching import Matcher
 from vst.fit.objectives import OBJECTIVES
 from vst.fit.order import batches, divide
@@ -352,6 +352,8 @@ class _Fit:
             except UnreadableHeldout as error:
                 warnings.warn(f"No report: {error}", stacklevel=2)
         own = self._noted(own)
+        if self.main:
+            warn_of_drift(own)
         if run is not None and self.main and own is not None:  # once more: the card and the config tell it as well
             self.tree.save_stitches(run.path("stitches"), overwrite=True)
         result = FitResult(

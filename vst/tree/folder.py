@@ -122,7 +122,9 @@ def read_config(
             str(source), revision, [CONFIG, WEIGHTS, STITCHES, PREPROCESSOR, CARD] if weights else [CONFIG]
         )
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained.")
+        made = [str(folder / part) for part in ("tree", "stitches") if (folder / part / CONFIG).is_file()]
+        hint = f": take {' or '.join(made)}, which the run there made" if made else ""
+        raise FileNotFoundError(f"{folder} has no {CONFIG}; expected a folder made by save_pretrained{hint}.")
     if (size := (folder / CONFIG).stat().st_size) > MOST_CONFIG_BYTES:
         raise ValueError(f"{folder / CONFIG} has {size} bytes; expected a tree's config, of a few thousand.")
     values = read_json(folder / CONFIG)
