@@ -83,8 +83,8 @@ def warn_of_drift(own: Agreement | None) -> None:
     """Say so when a tuned trunk's own features have moved far from the published model's."""
     if own is not None and own.channel_error > DRIFT:
         warnings.warn(
-            f"The tuned trunk's own features are off the published model's by {own.channel_error:.2f} by channel (1: no "
-            "better than their mean), so that what reads them loses much: more pictures, a lower tune.lr or a higher "
+            f"The tuned trunk's own features are off the published model's by {own.channel_error:.2f} by channel (1: "
+            "no better than their mean), so what reads them loses much: more pictures, a lower tune.lr or a higher "
             "tune.own keep them.",
             stacklevel=2,
         )
