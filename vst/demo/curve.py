@@ -100,7 +100,7 @@ def _shares(axes: Any, results: Row, task: str) -> None:
             axes.plot(*place, "D", color="#333333", ms=6)
             axes.annotate(
                 "both in full" if r["name"] == ALL_IN_FULL else r["name"], place, textcoords="offset points",
-                xytext=(-6, 8) if right else (8, -11), fontsize=8, ha="right" if right else "left",
+                xytext=(12, 9) if right else (8, -11), fontsize=8, ha="right" if right else "left",
             )  # fmt: skip
     if better == trunk:  # the paper's one model is the trunk, too
         label: str | None = "the paper's points (two ViT-L, LLaVA-1.5; blocks)"
