@@ -12,6 +12,7 @@ from llava_integration.evaluate.sweep import sweep_rows
 from vst import VSTEncoder
 from vst.demo.config import DemoConfig
 from vst.demo.division import SCENES, SUBCATEGORIES
+from vst.demo.pictures import picture_rows
 from vst.demo.results import demo_results
 from vst.demo.tables import ahead_rows, demo_markdown, error_rows, fit_rows, points_text, score_rows
 from vst.fit.config import FitConfig
@@ -65,7 +66,13 @@ def test_tables_of_the_demo_are_those_of_its_results(name):
 
 
 ALL = (score_rows, error_rows, ahead_rows, fit_rows)
-RECIPES = {"recipes": ALL, "recipes-parts": ALL, "recipes-dinov2": ALL[:2]}
+RECIPES = {
+    "recipes": ALL,
+    "recipes-parts": ALL,
+    "recipes-dinov2": ALL[:2],
+    "deep": ALL,
+    "pictures": (score_rows, error_rows, picture_rows),
+}
 
 
 @pytest.mark.parametrize(("name", "tables"), RECIPES.items(), ids=RECIPES)
