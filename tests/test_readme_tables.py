@@ -70,6 +70,7 @@ RECIPES = {
     "recipes": ALL,
     "recipes-parts": ALL,
     "recipes-dinov2": ALL[:2],
+    "recipes-loss": (error_rows, ahead_rows),
     "deep": ALL,
     "pictures": (score_rows, error_rows, picture_rows),
 }
@@ -123,6 +124,24 @@ def test_the_recipe_of_the_demo_is_the_one_that_its_rule_gives(tiny):
         *most, last = told.items()
         said = ", ".join(f"`{name}` by {points}" for name, points in most)
         assert f"{said} and `{last[0]}` by {last[1]}" in page
+
+
+def test_no_option_of_the_loss_passes_its_rule():
+    """Which asks for a lower error by channel at every split of every seed, and for no higher one of the whole."""
+    fits = read_json(RESULTS / "recipes-loss/results.json")["results"]["fits"]
+    errors: dict[str, list] = {}
+    for fit in fits:
+        finals = [stitch["final"] for stitch in fit["reports"]]
+        errors.setdefault(fit["objective"], []).extend((final["channel_error"], final["error"]) for final in finals)
+    del errors["ridge"]
+    plain = errors.pop("channel")
+    assert len(plain) == 2
+    off = {}
+    for name, found in errors.items():
+        pairs = list(zip(found, plain, strict=True))
+        assert not all(new[0] < old[0] and new[1] <= old[1] for new, old in pairs), name
+        off[name] = [f"{new[0] - old[0]:+.3f}" for new, old in pairs]
+    assert off == {"mix": ["+0.001", "+0.006"], "hints": ["-0.001", "+0.006"], "beyond": ["+0.009", "+0.029"]}
 
 
 def assert_same(given, wanted):
