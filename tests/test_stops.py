@@ -127,7 +127,7 @@ def test_commands_end_as_they_were_told_and_go_on(told, tmp_path):
         number, command = signal.Signals(cases[name][2]), cases[name][0][0]
         assert status == -number, (name, printed)
         assert "Traceback" not in printed, printed
-        advice = {"fit": RESUME, "protocol": RESUME.replace(" with --resume", ""), "trunk": ""}[command]
+        advice = {"fit": RESUME, "protocol": "The same call goes on from what was saved.", "trunk": ""}[command]
         line = "" if number == kill else f"Stopped by {number.name}. {advice}".strip()
         assert number == kill or printed.strip().endswith(line), printed
     for name in whole:
