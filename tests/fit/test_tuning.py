@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -466,6 +467,12 @@ def test_changes_go_into_the_weights_that_they_were_trained_on_alone(tuned, tree
     again = tree_of("dinov2", "clip", splits=[1, 2])  # the same models, wherever they lie
     again.load_stitches(stitches)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in tuned[0].state_dict().items())
+    elsewhere = shutil.copytree(stitches, tmp_path / "elsewhere")  # the same files of stitches, other sources
+    told = json.loads((stitches / "config.json").read_text())
+    told["trunk"]["source"] = other.config.trunk.source
+    (elsewhere / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"trained on other weights .*\(trunk\.blocks\.0"):
+        VSTEncoder.from_pretrained(elsewhere)
     cut = VSTEncoder.from_pretrained(stitches, splits=[2])
     folder = cut.save_stitches(tmp_path / "cut")
     odd = VSTEncoder.from_vfms(others[0], [others[1]], [2], 56)

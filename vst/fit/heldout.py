@@ -87,12 +87,13 @@ def evaluate_stitches(
 
     Raises:
         UnreadableHeldout: no picture could be read.
+        ValueError: a tree without branches.
     """
     checked(skipped, dict | None, "skipped")
     check_tree(tree, "evaluate_stitches")
     if not tree.branches:
         raise ValueError("This tree has no branches, so it has no stitches: evaluate_trunk measures a trunk alone.")
-    heldout = _Heldout(tree, images, targets, indices, batch_size, "evaluate_stitches")
+    heldout = _Heldout(tree, images, targets, indices, batch_size)
     teacher, device = heldout.teacher, heldout.device
     keys = [(b.name, s) for b in tree.config.branches for s in b.splits]
     seam, final = {k: AgreementSums() for k in keys}, {k: AgreementSums() for k in keys}
@@ -155,7 +156,7 @@ def evaluate_trunk(
     if not isinstance(targets, Teacher):  # the branches have no part in it, and are not loaded
         given = checked(targets, Mapping[str, VFM] | None, "targets") or {}
         tree, targets = tree.trunk_alone(), {n: model for n, model in given.items() if n == tree.config.trunk_name}
-    heldout = _Heldout(tree, images, targets, indices, batch_size, "evaluate_trunk")
+    heldout = _Heldout(tree, images, targets, indices, batch_size)
     config = tree.config
     sums, depth = AgreementSums(), config.trunk_stop
     for pixels, _ in heldout.batches(None, show_progress):
@@ -178,9 +179,7 @@ class _Heldout:
         targets: Mapping[str, VFM] | Teacher | None,
         indices: Sequence[int] | None,
         batch_size: int,
-        what: str,
     ) -> None:
-        check_tree(tree, what)
         batch_size = whole(batch_size, "batch_size", (1, 2**31 - 1))
         if not isinstance(targets, Teacher):
             checked(targets, Mapping[str, VFM] | None, "targets")

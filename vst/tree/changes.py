@@ -161,15 +161,6 @@ def put(module: nn.Module, name: str, value: Tensor) -> None:
     weight.data = value.to(weight.device, weight.dtype, copy=True)
 
 
-def bit_sum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits, eight bytes at a time taken as whole numbers: any single change shows."""
-    data = tensor.contiguous().view(-1).view(torch.uint8)
-    if data.storage_offset() % 8:
-        data = data.clone()
-    whole = len(data) // 8 * 8
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum(dtype=torch.int64))
-
-
 def changes_digest(changes: Mapping[str, Tensor]) -> str:
     """SHA-256, in hex and cut short, over the names, shapes and bytes of changes."""
     sha = hashlib.sha256()
@@ -178,25 +169,19 @@ def changes_digest(changes: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()[:24]
 
 
-def bits_before(tree: Any, changes: Iterable[str]) -> dict[str, int]:
-    """By name, the sum of the bits of each weight that changes are to be merged into.
+@torch.no_grad()
+def apply_changes(tree: Any, changes: Mapping[str, Tensor]) -> None:
+    """Merge changes into the weights of a tree that has none yet, in fp32.
 
     Raises:
-        ValueError: the weights are not fp32, and the merged ones would be others.
+        ValueError: the weights are of another dtype, in which the sums would be others.
     """
-    names = changed_weights(changes)
-    for name in names:
+    for name in changed_weights(changes):
         if (dtype := weight_of(tree, name).dtype) != torch.float32:
             raise ValueError(
                 f"The tree's {name} is {dtype}, and changes are merged in fp32: load the tree with "
                 "dtype=torch.float32 and cast it afterwards, or load the saved stitches by from_pretrained."
             )
-    return {name: bit_sum(weight_of(tree, name).detach().cpu()) for name in names}
-
-
-@torch.no_grad()
-def apply_changes(tree: Any, changes: Mapping[str, Tensor]) -> None:
-    """Merge changes into the weights of a tree that has none yet, in fp32."""
     for name, value in changes.items():
         weight_name = name.removeprefix(PREFIX)
         if weight_name.endswith(f".{UP}"):

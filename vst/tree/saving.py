@@ -21,7 +21,7 @@ from vst.models.fields import checked, dtype_of, shown
 from vst.models.inputs import check_tensors
 from vst.results.folders import atomic_path, write_json
 from vst.tree.card import model_card
-from vst.tree.changes import apply_changes, bit_sum, bits_before, change_shapes, changed_weights
+from vst.tree.changes import apply_changes, change_shapes, changed_weights
 from vst.tree.config import VSTConfig
 from vst.tree.folder import (
     CARD,
@@ -34,7 +34,7 @@ from vst.tree.folder import (
     warn_preparation,
     weight_files,
 )
-from vst.tree.seal import made_with, sealed_onto, write_sealed
+from vst.tree.seal import bit_sum, made_with, sealed_onto, write_sealed
 from vst.tree.tensors import check_finite, opened, read_tensors
 
 Tree = TypeVar("Tree", bound="OnDisk")
@@ -121,9 +121,10 @@ class OnDisk(nn.Module):
         Raises:
             ValueError: weights that are not fp32.
         """
-        onto = bits_before(self, changes)
+        before = self._bits_below()
         apply_changes(self, changes)
-        self.changes, self.config, self.onto = dict(changes), config, onto
+        self.changes, self.config = dict(changes), config
+        self.onto = {name: before[name] for name in changed_weights(changes)}
 
     def _bits_below(self) -> dict[str, int]:
         """By name, the sum of the bits of each weight of the models' blocks as it was before any change, in fp32."""
@@ -132,8 +133,11 @@ class OnDisk(nn.Module):
         own = {k: bit_sum(v.cpu()) for k, v in held.items() if v.dtype == torch.float32 and k not in unknown}
         return {k: self.onto.get(k, value) for k, value in own.items()}
 
-    def _check_below(self, path: Path, changes: Iterable[str]) -> None:
+    def _check_below(self, path: Path, changes: Iterable[str]) -> dict[str, int]:
         """See that stitches in a file, and changes beside them, were trained on this tree's weights.
+
+        Returns:
+            What the file says of these weights: the sums of their bits by name, as far as it does.
 
         Raises:
             ValueError: changes were not. Stitches alone bring a warning.
@@ -154,6 +158,7 @@ class OnDisk(nn.Module):
                 "measure them (vst.evaluate_stitches), or fit them again.",
                 stacklevel=3,
             )
+        return known
 
     def _save(
         self,
@@ -220,13 +225,11 @@ class OnDisk(nn.Module):
         wanted = {k: shape for k, shape in own.items() if _is_stitch(k)} | changes
         found = read_tensors(path, wanted, own | changes, None)
         trained = {k: found.pop(k) for k in changes}
-        self._check_below(path, trained)
+        known = self._check_below(path, trained)
         if trained and now is None:
             self.take_changes(trained, replace(self.config, tuned=saved.tuned))
         elif trained and self.changes is None:  # loaded whole: they are in its weights already
             self.changes = trained
-            with opened(path) as file:
-                known = sealed_onto(path, file.metadata())
             self.onto = {k: known[k] for k in changed_weights(trained) if k in known}
         self.load_state_dict(found, strict=False)
 
